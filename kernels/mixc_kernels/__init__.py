@@ -1,0 +1,1 @@
+"""Triton, torch and numba kernels of mixc, each with a plain reference beside it."""

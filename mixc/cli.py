@@ -1,0 +1,257 @@
+"""The command line: parse, call, render. No logic lives here."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from mixc import __version__, progress
+from mixc.errors import MixcError, MixcErrors
+
+if TYPE_CHECKING:
+    from mixc.recipe import Recipe
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_PATH = click.Path(path_type=Path)
+
+
+class _Main(click.Group):
+    """Keeps the commands in the order of work."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(self.commands)
+
+
+@click.group(
+    cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__)
+def cli() -> None:
+    r"""The offline data-mixture compiler for language-model pretraining.
+
+    \b
+    mixc run recipes/quickstart.yaml        all three stages, doing only what is stale
+    mixc plan recipes/quickstart.yaml       what that would do; writes nothing
+    mixc verify build/quickstart/mixture    hash and derive everything again
+
+    Exit codes: 0 ok, 1 failed, 2 usage or recipe, 3 damage found, 4 input changed while read,
+    75 locked by another run, 130, 141 and 143 by signal.
+    """
+
+
+def _json_option(command: Command) -> Command:
+    return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")(
+        command
+    )
+
+
+def _recipe_options(command: Command) -> Command:
+    command = click.option(
+        "-s",
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a key of the recipe, as in -s mixture.tokens=20M. Repeatable.",
+    )(command)
+    return click.argument("recipe", type=_PATH)(_json_option(command))
+
+
+def _workers_option(command: Command) -> Command:
+    return click.option(
+        "--workers",
+        type=click.IntRange(1),
+        default=lambda: len(os.sched_getaffinity(0)),
+        show_default="all cores",
+        help="Worker processes. The output does not depend on it.",
+    )(command)
+
+
+def _load(path: Path, overrides: tuple[str, ...]) -> Recipe:
+    from mixc.recipe import load
+
+    return load(path, overrides)
+
+
+def _give(data: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]], None]) -> None:
+    if as_json:
+        click.echo(json.dumps(data))
+    else:
+        render(data)
+
+
+@cli.command()
+@_recipe_options
+@_workers_option
+def tokenize(recipe: Path, overrides: tuple[str, ...], as_json: bool, workers: int) -> None:
+    """Turn the recipe's corpora into a token store of memory-mapped Arrow shards."""
+    from mixc.inspect import store_summary
+    from mixc.report import tables
+    from mixc.tokenize.stage import tokenize as run
+
+    _give(store_summary(run(_load(recipe, overrides), workers=workers)), as_json, tables.store)
+
+
+@cli.command("solve-weights")
+@_recipe_options
+def solve_weights(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Solve for the domain weights on the token store, by the recipe's method."""
+    from mixc import pipeline
+
+    _give_weights(pipeline.solve_weights(_load(recipe, overrides)), as_json)
+
+
+def _give_weights(solved: Any, as_json: bool) -> None:
+    from mixc.report import tables
+
+    data = {"path": str(solved.path), **solved.manifest}
+    _give(data, as_json, lambda data: tables.weights(data["path"], data))
+
+
+@cli.command("build-mixture")
+@_recipe_options
+@_workers_option
+def build_mixture(recipe: Path, overrides: tuple[str, ...], as_json: bool, workers: int) -> None:
+    """Compile the store and the weights into a mixture in the trainers' formats."""
+    from mixc import pipeline
+    from mixc.inspect import mixture_summary
+    from mixc.report import tables
+
+    mixture = pipeline.build_mixture(_load(recipe, overrides), workers=workers)
+    _give(mixture_summary(mixture), as_json, tables.mixture)
+
+
+@cli.command()
+@_recipe_options
+@_workers_option
+def run(recipe: Path, overrides: tuple[str, ...], as_json: bool, workers: int) -> None:
+    """Tokenize, solve and build, doing only what is stale."""
+    from mixc import pipeline
+    from mixc.inspect import mixture_summary, store_summary
+    from mixc.report import tables
+
+    done = pipeline.run(_load(recipe, overrides), workers=workers)
+    data: dict[str, Any] = {"store": store_summary(done.store), "weights": None}
+    if done.weights is not None:
+        data["weights"] = {"path": str(done.weights.path), **done.weights.manifest}
+    data["mixture"] = mixture_summary(done.mixture)
+
+    def render(data: dict[str, Any]) -> None:
+        tables.store(data["store"])
+        if data["weights"] is not None:
+            tables.weights(data["weights"]["path"], data["weights"])
+        tables.mixture(data["mixture"])
+
+    _give(data, as_json, render)
+
+
+@cli.command()
+@_recipe_options
+@_workers_option
+def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool, workers: int) -> None:
+    """Say what a run would do: rows, epochs, bytes, time, disk. Writes nothing."""
+    from dataclasses import asdict
+
+    from mixc import pipeline
+    from mixc.report import tables
+
+    stages = [asdict(stage) for stage in pipeline.plan(_load(recipe, overrides), workers=workers)]
+    _give({"stages": stages}, as_json, lambda data: tables.plan(data["stages"]))
+
+
+@cli.command()
+@click.argument("path", type=_PATH)
+@click.option("--store", type=_PATH, help="The store of a mixture; default: the one beside it.")
+@_json_option
+def verify(path: Path, store: Path | None, as_json: bool) -> None:
+    """Hash every file of a store or mixture again, and derive all that its manifest claims."""
+    from mixc.verify import verify as check
+
+    report = check(path, store=store)
+    data = {
+        "ok": True,
+        **{
+            name: getattr(report, name)
+            for name in ("kind", "files", "bytes", "documents", "rows", "traced_rows")
+        },
+    }
+    _give(data, as_json, lambda data: click.echo(f"ok: {_checked(data)}"))
+
+
+def _checked(data: dict[str, Any]) -> str:
+    text = f"{data['files']} files, {progress.quantity(data['bytes'], 'B')} hashed"
+    if data["kind"] == "store":
+        return f"{text}, {data['documents']:,} documents counted"
+    text += f", the ledger adds up over {data['rows']:,} rows"
+    if data["traced_rows"]:
+        return f"{text}, {data['traced_rows']:,} of them traced to the store token by token"
+    return f"{text}; no store beside the mixture to trace them to"
+
+
+@cli.command()
+@click.argument("path", type=_PATH)
+@click.option("--row", type=int, help="One row of a mixture: where it comes from.")
+@click.option("--doc", type=int, help="One document of a store, by its id.")
+@click.option("--decode", is_flag=True, help="Show the text as well.")
+@_json_option
+def inspect(path: Path, row: int | None, doc: int | None, decode: bool, as_json: bool) -> None:
+    """Show what is in a store or a mixture, down to one row or document."""
+    from mixc.inspect import inspect as look
+    from mixc.report import tables
+
+    data = look(path, row=row, doc=doc, decode=decode)
+    render = {"store": tables.store, "mixture": tables.mixture}.get(data["kind"], tables.copies)
+    _give(data, as_json, render)
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from mixc.recipe import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2))
+
+
+def main() -> NoReturn:
+    """Run a command and exit with its code."""
+    signal.signal(signal.SIGTERM, _on_terminate)
+    try:
+        code = cli.main(standalone_mode=False) or 0
+    except (MixcError, MixcErrors) as error:
+        code = _fail(error)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        progress.say("stopped: finished work is kept, run again to go on")
+        _leave(130)
+    except BrokenPipeError:
+        _leave(141)
+    sys.exit(code)
+
+
+def _fail(error: MixcError | MixcErrors) -> int:
+    errors = error.errors if isinstance(error, MixcErrors) else (error,)
+    progress.say("\n\n".join(str(one) for one in errors))
+    if "--json" in sys.argv:
+        click.echo(json.dumps({"errors": [one.as_dict() for one in errors]}))
+    return error.exit_code
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit without waiting for workers: they end when this process does."""
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _on_terminate(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    _leave(128 + signum)

@@ -1,0 +1,1 @@
+"""A store to weights: a file per method. See `mixc.registry.METHODS`."""

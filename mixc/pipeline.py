@@ -1,0 +1,151 @@
+"""The stages of a recipe in order: which are stale, what they would do, and doing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mixc.build import stage as build_stage
+from mixc.build.mixture import Mixture
+from mixc.build.plan import BuildPlan, make_plan
+from mixc.errors import MixcError
+from mixc.recipe import Recipe
+from mixc.solve import stage as solve_stage
+from mixc.solve.weights import SolvedWeights, open_weights, read_weights
+from mixc.store.store import Store, open_store
+from mixc.tokenize import stage as tokenize_stage
+
+_BUILD_BYTES_PER_SECOND = 2e8  # about what one core gathers and hashes
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a run leaves behind."""
+
+    store: Store
+    weights: SolvedWeights | None
+    mixture: Mixture
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage would do: `status` is fresh, stale or missing; `details` are for people."""
+
+    stage: str
+    status: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run(recipe: Recipe, *, workers: int) -> Outputs:
+    """Tokenize, solve and build, each only if it is stale."""
+    store = tokenize_stage.tokenize(recipe, workers=workers)
+    weights = solve_stage.solve_weights(recipe, store) if _solves(recipe) else None
+    return Outputs(store, weights, build_mixture(recipe, workers=workers))
+
+
+def solve_weights(recipe: Recipe) -> SolvedWeights:
+    """Solve on the store that is there."""
+    return solve_stage.solve_weights(recipe, current_store(recipe))
+
+
+def build_mixture(recipe: Recipe, *, workers: int) -> Mixture:
+    """Build from the store and weights that are there. Raises MX045 if they are stale."""
+    store = current_store(recipe)
+    plan = make_plan(recipe, store, mixture_weights(recipe, store))
+    canonical = recipe.canonical()
+    data = {
+        "name": recipe.name,
+        "seed": recipe.seed,
+        "overrides": list(recipe.overrides),
+        "recipe_hash": build_stage.recipe_hash(canonical),
+    }
+    return build_stage.build(recipe.workdir_path / "mixture", plan, store, data, workers=workers)
+
+
+def current_store(recipe: Recipe) -> Store:
+    """The recipe's store, its files all there; its domains must be the recipe's."""
+    store = open_store(recipe.workdir_path / "store")
+    store.check_sizes()
+    if list(store.domains) != sorted(recipe.domains):
+        raise MixcError(
+            "MX045",
+            "the store was made for other domains than the recipe's",
+            help="run `mixc tokenize`, or `mixc run`",
+        )
+    return store
+
+
+def mixture_weights(recipe: Recipe, store: Store) -> dict[str, float]:
+    """The weights that the recipe's mixture asks for, by domain."""
+    asked = recipe.mixture.weights
+    if isinstance(asked, dict):
+        return dict(asked)
+    if recipe.weights_path is not None:
+        return read_weights(recipe.weights_path, recipe.place("mixture", "weights"))
+    if asked != "solved":
+        problem = solve_stage.make_problem(recipe, store)
+        weights = solve_stage.run_method(asked, problem).weights
+        return dict(zip(problem.domains, weights.tolist(), strict=True))
+    solved = solve_stage.fresh(recipe, store)
+    if solved is None:
+        open_weights(recipe.workdir_path / "weights.json")  # says so if there are none
+        raise MixcError(
+            "MX045",
+            "weights.json was solved for another store or other options",
+            help="run `mixc solve-weights`, or `mixc run`",
+        )
+    return solved.weights
+
+
+def _solves(recipe: Recipe) -> bool:
+    return recipe.solve is not None and recipe.mixture.weights == "solved"
+
+
+def plan(recipe: Recipe, *, workers: int) -> list[StagePlan]:
+    """What a run would do, stage by stage. Writes nothing."""
+    todo = tokenize_stage.plan(recipe)
+    status = "fresh" if todo.fresh else ("missing" if todo.old is None else "stale")
+    details = {"files": len(todo.inputs), "input_bytes": sum(item.bytes for item in todo.inputs)}
+    if not todo.fresh or todo.old is None:
+        details |= tokenize_stage.estimate_plan(recipe, todo, workers=workers)
+        later = ["solve-weights"] if _solves(recipe) else []
+        # Until the tokens are counted, nobody can say more of the later stages.
+        return [
+            StagePlan("tokenize", status, details),
+            *(StagePlan(name, "stale", {"waits for": "tokenize"}) for name in later),
+            StagePlan("build-mixture", "stale", {"waits for": "tokenize", **_size(recipe)}),
+        ]
+    stages, store = [StagePlan("tokenize", status, details)], todo.old
+    if _solves(recipe):
+        solved = solve_stage.fresh(recipe, store)
+        cost = {} if solved else solve_stage.estimate(recipe, store)
+        stages.append(StagePlan("solve-weights", "fresh" if solved else "stale", cost))
+        if solved is None:
+            waits = {"waits for": "solve-weights", **_size(recipe)}
+            return [*stages, StagePlan("build-mixture", "stale", waits)]
+    build = make_plan(recipe, store, mixture_weights(recipe, store))
+    root = recipe.workdir_path / "mixture"
+    status = (
+        "fresh" if build_stage.fresh(root, build) else ("stale" if root.exists() else "missing")
+    )
+    return [*stages, StagePlan("build-mixture", status, _describe(build, store, root))]
+
+
+def _size(recipe: Recipe) -> dict[str, int]:
+    """What the recipe alone says of its mixture."""
+    options = recipe.mixture
+    rows = options.rows or (options.tokens or 0) // options.seq_len
+    return {"rows": rows, "tokens": rows * options.seq_len}
+
+
+def _describe(plan: BuildPlan, store: Store, root: Path) -> dict[str, Any]:
+    return {
+        "rows": plan.rows,
+        "tokens": plan.tokens,
+        "output_bytes": plan.bytes,
+        "about_seconds": plan.bytes / _BUILD_BYTES_PER_SECOND,
+        "free_bytes": build_stage.free_bytes(root),
+        "domains": build_stage.describe_domains(plan, store),
+    }

@@ -1,0 +1,1 @@
+"""The small model, its training loop, and its per-token losses."""

@@ -1,0 +1,48 @@
+"""Held-out loss of a model on a stream of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mixc.proxy.loss import token_losses
+from mixc.proxy.model import Model
+from mixc.proxy.train import deterministic
+
+_BATCH_TOKENS = 16_384
+
+
+def domain_nats(
+    model: Model, stream: NDArray[np.integer], seq_len: int, device: torch.device | str
+) -> tuple[float, int]:
+    """Summed loss in nats (in float64) over `stream` (tokens, 1-D), and how many were predicted.
+
+    Windows of seq_len + 1 tokens overlap by one, so that every token but the first is predicted
+    exactly once, from the tokens before it in its window; the last window may be shorter. The
+    model is moved to `device`. A stream of fewer than two tokens gives (0.0, 0).
+    """
+    model.to(device)
+    total = 0.0
+    with deterministic(), torch.no_grad():
+        for tokens in _windows(stream.astype(np.int64), seq_len):
+            there = torch.from_numpy(tokens).to(device)
+            hidden: Tensor = model(there[:, :-1])
+            total += token_losses(hidden, model.head, there[:, 1:]).double().sum().item()
+    return total, max(0, len(stream) - 1)
+
+
+def _windows(stream: NDArray[np.int64], seq_len: int) -> Iterator[NDArray[np.int64]]:
+    """Batches int64[B, up to seq_len + 1] of windows: the full ones, then the short one."""
+    full = max(0, len(stream) - 1) // seq_len
+    if full:
+        windows = np.lib.stride_tricks.sliding_window_view(stream, seq_len + 1)[::seq_len]
+        step = max(1, _BATCH_TOKENS // seq_len)
+        for first in range(0, full, step):
+            yield windows[first : first + step].copy()
+    rest = stream[full * seq_len :]
+    if len(rest) > 1:
+        yield rest[None].copy()

@@ -1,0 +1,1 @@
+"""Corpora to documents: a file per input format. See `mixc.registry.READERS`."""

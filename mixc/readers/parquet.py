@@ -1,0 +1,48 @@
+"""One document a row of a parquet file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mixc.readers.records import BadRecord, ReadOptions, Record, Source
+
+_ROWS = 1024
+
+
+def read(source: Source, options: ReadOptions) -> Iterator[Record | BadRecord]:
+    """Yield the text column's strings, batch by batch."""
+    try:
+        with pq.ParquetFile(source.path) as file:
+            _check_column(file, source, options.text)
+            size, rows = source.path.stat().st_size, max(file.metadata.num_rows, 1)
+            row = 0
+            for batch in file.iter_batches(_ROWS, columns=[options.text], use_threads=False):
+                for scalar in batch.column(0):
+                    yield _record(scalar, row, options.text)
+                    row += 1
+                source.consumed = size * row // rows
+    except (pa.ArrowException, OSError) as error:
+        raise source.damaged("MX026", str(error).splitlines()[0]) from error
+
+
+def _check_column(file: pq.ParquetFile, source: Source, column: str) -> None:
+    schema = file.schema_arrow
+    index = schema.get_field_index(column)
+    if index < 0:
+        names = ", ".join(schema.names)
+        raise source.damaged("MX026", f"no column '{column}' among: {names}")
+    kind = schema.field(index).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise source.damaged("MX026", f"column '{column}' holds {kind}, not strings")
+
+
+def _record(scalar: pa.Scalar, row: int, column: str) -> Record | BadRecord:
+    if not scalar.is_valid:
+        return BadRecord("MX021", f"no text in the column '{column}': it is null", row)
+    try:
+        return Record(row, scalar.as_py())
+    except UnicodeDecodeError:
+        return BadRecord("MX022", "the text is not valid UTF-8", row)

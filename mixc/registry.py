@@ -1,0 +1,77 @@
+"""The racks: which readers, methods and writers there are, and the module that holds each.
+
+To add one, write its file and add its line here. Modules are named, not imported, so that
+`mixc --help` loads none of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a rack.
+
+    `suffixes` are the file names that a reader takes by default. `source` is a method's paper,
+    `forward_passes` its cost: forward passes of the small model for each token of a run.
+    """
+
+    module: str
+    summary: str
+    suffixes: tuple[str, ...] = ()
+    source: str = ""
+    forward_passes: float = 0.0
+
+    def load(self) -> ModuleType:
+        """Import the module that holds the entry."""
+        return importlib.import_module(self.module)
+
+
+READERS: dict[str, Entry] = {
+    "jsonl": Entry(
+        "mixc.readers.jsonl",
+        "one JSON object a line, plain or gz, zst, xz",
+        suffixes=tuple(
+            stem + codec for stem in (".jsonl", ".ndjson") for codec in ("", ".gz", ".zst", ".xz")
+        ),
+    ),
+    "parquet": Entry("mixc.readers.parquet", "one document a row", suffixes=(".parquet",)),
+    "text": Entry("mixc.readers.text", "one document a file", suffixes=(".txt", ".md", ".rst")),
+}
+
+METHODS: dict[str, Entry] = {
+    "natural": Entry("mixc.methods.natural", "in proportion to token counts"),
+    "uniform": Entry("mixc.methods.uniform", "the same for every domain"),
+    "unimax": Entry(
+        "mixc.methods.unimax",
+        "as uniform as a cap on epochs allows",
+        source="arXiv:2304.09151",
+    ),
+    "temperature": Entry(
+        "mixc.methods.temperature",
+        "token counts to the power 1/T",
+        source="arXiv:1907.05019",
+    ),
+    "doremi": Entry(
+        "mixc.methods.doremi",
+        "group DRO on the excess loss of a proxy over a reference",
+        source="arXiv:2305.10429",
+        forward_passes=7.0,  # 3 to train the reference, 3 the proxy, 1 to score with the reference
+    ),
+}
+
+WRITERS: dict[str, Entry] = {
+    "nanogpt": Entry("mixc.writers.nanogpt", "train.bin and val.bin of uint16"),
+    "megatron": Entry("mixc.writers.megatron", "IndexedDataset .bin and .idx"),
+}
+
+
+def reader_for(file_name: str) -> str | None:
+    """The reader that takes a file by its name's ending, or None."""
+    for name, entry in READERS.items():
+        if file_name.lower().endswith(entry.suffixes):
+            return name
+    return None

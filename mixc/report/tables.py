@@ -1,0 +1,132 @@
+"""Results as tables for people, on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mixc.progress import duration, quantity
+
+_WIDE = 160  # where no terminal says how wide it is
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: the first column to the left, numbers to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        grid.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        grid.add_row(*row)
+    console = Console()
+    if not console.is_terminal:
+        console.width = _WIDE
+    console.print(grid)
+
+
+def store(summary: Mapping[str, Any]) -> None:
+    """What a store holds."""
+    rows = [
+        [
+            name,
+            f"{domain['documents']:,}",
+            f"{domain['tokens']:,}",
+            quantity(domain["text_bytes"], "B"),
+            f"{domain['bytes_per_token']:.2f}",
+            f"{domain['held_documents']:,} / {domain['held_tokens']:,}",
+            ", ".join(f"{count} {code}" for code, count in domain["skipped"].items()) or "-",
+        ]
+        for name, domain in summary["domains"].items()
+    ]
+    columns = ("domain", "documents", "tokens", "text", "bytes/token", "held out", "skipped")
+    table(f"store {summary['path']}", columns, rows)
+
+
+def weights(path: str, manifest: Mapping[str, Any]) -> None:
+    """Solved weights beside the simple ones, and what the models make of each domain."""
+    models = list(manifest["bits_per_byte"])
+    rows = []
+    for name, domain in manifest["domains"].items():
+        bits = [manifest["bits_per_byte"][model][name] for model in models]
+        rows.append(
+            [
+                name,
+                f"{domain['weight']:.4f}",
+                f"{domain['low']:.4f} - {domain['high']:.4f}",
+                *(f"{manifest['baselines'][mix][name]:.4f}" for mix in ("natural", "uniform")),
+                *("-" if one is None else f"{one:.3f}" for one in bits),
+            ]
+        )
+    columns = ["domain", manifest["method"], "interval", "natural", "uniform"]
+    columns += [f"{model} bits/byte" for model in models]
+    table(f"weights {path}", columns, rows)
+
+
+def mixture(summary: Mapping[str, Any]) -> None:
+    """What a mixture holds, and how to open it."""
+    rows = []
+    for name, domain in summary["domains"].items():
+        ledger = summary["ledger"][name]
+        left = sum(epoch["left"] for epoch in ledger["epochs"])
+        rows.append(
+            [
+                name,
+                f"{domain['weight']:.4f}",
+                f"{domain['realised']:.4f}" + (" (capped)" if domain["capped"] else ""),
+                f"{domain['rows']:,}",
+                f"{domain['tokens']:,}",
+                f"{domain['epochs']:.2f}",
+                f"{ledger['held_out']:,}",
+                f"{left:,}",
+            ]
+        )
+    columns = ("domain", "asked", "realised", "rows", "tokens", "epochs", "held out", "left")
+    table(f"mixture {summary['path']}", columns, rows)
+    worst, bound = summary["order"]["max_prefix_error"], summary["order"]["bound"]
+    print(f"order: at every block's end within {worst:.3f} rows of the weights (bound {bound:.3f})")
+    print(f"stream hash: {summary['stream_hash']}")
+    for name, entry in summary["formats"].items():
+        print(f"\n[{name}]\n{entry['how_to_load'].rstrip()}")
+
+
+def plan(stages: Sequence[Mapping[str, Any]]) -> None:
+    """What a run would do."""
+    rows = []
+    for stage in stages:
+        details = {key: value for key, value in stage["details"].items() if key != "domains"}
+        text = ", ".join(f"{key.replace('_', ' ')}: {_shown(key, v)}" for key, v in details.items())
+        rows.append([stage["stage"], stage["status"], text])
+    table("plan", ("stage", "status", ""), rows)
+    for stage in stages:
+        if "domains" in stage["details"]:
+            domains = stage["details"]["domains"]
+            columns = ("domain", *next(iter(domains.values())))
+            shown = [
+                [name, *(f"{v:.4f}" if isinstance(v, float) else str(v) for v in entry.values())]
+                for name, entry in domains.items()
+            ]
+            table("domains", columns, shown)
+
+
+def _shown(key: str, value: object) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if key.endswith("bytes"):
+            return quantity(value, "B")
+        return duration(value) if key.endswith("seconds") else f"{value:,.0f}"
+    return str(value)
+
+
+def copies(found: Mapping[str, Any]) -> None:
+    """Where a document or a row comes from."""
+    entries = found.get("copies", [found])
+    for entry in entries:
+        for key, value in entry.items():
+            if key not in ("text", "tokens", "kind") or not isinstance(value, list):
+                print(f"{key}: {value}")
+        if "spans" in entry:
+            columns = list(entry["spans"][0])
+            table("spans", columns, [[str(span[c]) for c in columns] for span in entry["spans"]])
+        print()

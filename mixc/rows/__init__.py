@@ -1,0 +1,1 @@
+"""Documents to rows: permutations, packing, the domain deck."""

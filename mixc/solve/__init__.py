@@ -1,0 +1,1 @@
+"""The problem that methods solve, simplex arithmetic, intervals, weights.json."""

@@ -1,0 +1,117 @@
+"""Where methods train and score small models, on the same rows that builds emit.
+
+Torch is imported when the first model is trained, not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+from mixc_kernels.chairman import assign
+from numpy.typing import NDArray
+
+from mixc import progress
+from mixc.build.counts import row_counts
+from mixc.errors import MixcError
+from mixc.recipe import Proxy
+from mixc.rows.stream import DomainStream
+from mixc.store.store import Store
+
+if TYPE_CHECKING:
+    from mixc.proxy.model import Model
+    from mixc.proxy.train import Batch, Batches, TrainOptions
+
+Weights = NDArray[np.float64]
+OnStep = Callable[[str, int, float], None]
+
+
+class Lab:
+    """Small models on the domains of a store, under one set of proxy options."""
+
+    def __init__(self, store: Store, options: Proxy, *, seed: int) -> None:
+        self.store, self.options, self.seed = store, options, seed
+        self.domains = tuple(store.domains)
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of a batch."""
+        return max(1, self.options.batch_tokens // self.options.seq_len)
+
+    def train_options(self) -> TrainOptions:
+        """The shared training loop's options for this store and these proxy options."""
+        from mixc.proxy.presets import PRESETS
+        from mixc.proxy.train import TrainOptions
+
+        return TrainOptions(
+            shape=PRESETS[self.options.preset],
+            vocab_size=self.store.vocab_size,
+            seq_len=self.options.seq_len - 1,
+            steps=self.options.steps,
+            learning_rate=self.options.learning_rate,
+            device=self.options.device,
+            seed=self.seed,
+        )
+
+    def batches(self, weights: Weights) -> Batches:
+        """Batches in which every prefix of rows honours `weights` (Tijdeman), from the decks.
+
+        A domain's rows come in the order of its deck, whatever the weights, so that runs under
+        different weights see the same rows of a domain in the same order.
+        """
+        from mixc.proxy.train import Batch
+
+        size = self.batch_rows
+        rows = size * self.options.steps
+        counts = row_counts(weights, rows, np.full(len(weights), rows))
+        labels = assign(counts.rows)
+        streams = [self._stream(name) for name in self.domains]
+
+        def batch(step: int) -> Batch:
+            mine = labels[step * size : (step + 1) * size]
+            tokens = np.empty((len(mine), self.options.seq_len), np.int64)
+            for domain in np.unique(mine):
+                before = int(np.count_nonzero(labels[: step * size] == domain))
+                place = np.flatnonzero(mine == domain)
+                deck = streams[domain].deck(before + np.arange(len(place)))
+                tokens[place] = streams[domain].tokens(deck)
+            return Batch(tokens, mine.astype(np.int64))
+
+        return batch
+
+    def _stream(self, domain: str) -> DomainStream:
+        stream = DomainStream(self.store, domain, seq_len=self.options.seq_len, seed=self.seed)
+        if stream.epoch_tokens == 0:
+            raise MixcError(
+                "MX051",
+                f"domain '{domain}' has no token to train on: all of it is held out",
+                help="give it more documents, or lower holdout.fraction",
+            )
+        return stream
+
+    def bits_per_byte(self, model: Model) -> Weights:
+        """The model's loss on each domain's holdout, in bits per UTF-8 byte of text, [K]."""
+        from mixc.proxy.evaluate import domain_nats
+        from mixc.proxy.train import pick_device
+
+        device = pick_device(self.options.device)
+        bits = np.full(len(self.domains), np.nan)
+        for i, name in enumerate(self.domains):
+            held = [(one.tokens, one.n_bytes) for one in self.store.held_out(name)]
+            size = sum(int(n_bytes.sum(dtype=np.int64)) for _, n_bytes in held)
+            if size:
+                # An end-of-text before the first token, so that it is predicted too.
+                stream = np.concatenate([[self.store.eot_id], *(tokens for tokens, _ in held)])
+                nats, _ = domain_nats(model, stream, self.options.seq_len - 1, device)
+                bits[i] = nats / np.log(2) / size
+        return bits
+
+    @contextmanager
+    def progress(self, label: str, models: int) -> Iterator[OnStep]:
+        """A bar over the training of `models` models."""
+        tokens = self.batch_rows * (self.options.seq_len - 1)
+        total = models * self.options.steps * tokens
+        with progress.task(label, total, "tokens") as bar:
+            yield lambda who, _, loss: bar.advance(tokens, f"{who} loss {loss:.3f}")

@@ -1,0 +1,80 @@
+"""weights.json: what was solved, how sure it is, and what it cost."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixc.errors import MixcError, Place
+from mixc.store.hashes import unseal
+
+FILE = "weights.json"
+SCHEMA = "mixc.weights/1"
+
+
+@dataclass(frozen=True)
+class SolvedWeights:
+    """An opened weights.json."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each domain."""
+        return {name: entry["weight"] for name, entry in self.manifest["domains"].items()}
+
+
+def open_weights(path: Path) -> SolvedWeights:
+    """Open what `mixc solve-weights` wrote. Raises MX041 if it is not there, MX040 if damaged."""
+    try:
+        return SolvedWeights(path, unseal(path, SCHEMA))
+    except MixcError as error:
+        if error.code == "MX041":
+            error.message, error.help = (
+                "there are no weights here",
+                "run `mixc solve-weights` first",
+            )
+        raise
+
+
+def read_weights(path: Path, place: Place) -> dict[str, float]:
+    """Read a user's file of weights: a weights.json, or plain `{"domain": weight, ...}`.
+
+    Raises MX061 if it is neither, or if its weights do not lie on the simplex.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise MixcError("MX061", f"cannot read '{path.name}': {error}", place=place) from error
+    if isinstance(data, dict) and "schema" in data:
+        return open_weights(path).weights
+    return check_simplex(data, path.name, place)
+
+
+def check_simplex(data: object, name: str, place: Place) -> dict[str, float]:
+    """Plain data as weights that are finite, not negative, and sum to one."""
+    if not isinstance(data, Mapping) or not all(_is_weight(value) for value in data.values()):
+        message = f"'{name}' is not a mapping of domains to weights"
+        raise MixcError("MX061", message, place=place, help='as in {"web": 0.7, "code": 0.3}')
+    total = math.fsum(data.values())
+    if abs(total - 1) > 1e-6:
+        message = f"the weights in '{name}' sum to {total:.6g}, not to 1"
+        raise MixcError("MX061", message, place=place)
+    return {str(key): float(value) for key, value in data.items()}
+
+
+def _is_weight(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value >= 0  # type: ignore[arg-type]
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON has no NaN."""
+    return float(value) if np.isfinite(value) else None

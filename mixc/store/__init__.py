@@ -1,0 +1,1 @@
+"""The token store: shards, manifest, commit protocol, hashes, holdout."""

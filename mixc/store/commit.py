@@ -1,0 +1,253 @@
+"""The commit protocol: the only code that creates, renames or syncs a file of an output.
+
+An output is a file or a folder in the recipe's workdir. Beside it, `.mixc/<output>/` holds its
+lock and its staging folder, on the same filesystem. Everything is written in staging, synced,
+then published by one rename, the commit:
+
+- `publish_tree`: a whole folder (store, mixture), exchanged with the old one in one step;
+- `publish_file`: one file (weights.json).
+
+Staging survives a kill; whoever runs next adopts from it what it can prove whole by hash.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import xxhash
+
+from mixc.errors import MixcError, Place
+from mixc.store.hashes import FileRecord
+
+CONTROL = ".mixc"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EXDEV)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says while an output is written into MX043."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise MixcError(
+            "MX043",
+            f"cannot write: {os.strerror(error.errno or errno.EIO).lower()}",
+            place=Place(str(error.filename or path)),
+            help="free some space and run again: finished work is kept" if full else None,
+        ) from error
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[Path]:
+    """Hold an output for one run and yield its staging folder. A second run raises MX042."""
+    control = output.parent / CONTROL / output.name
+    with writing(control):
+        control.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(control / "lock", flags, 0o644)
+    try:
+        _take(descriptor, output)
+        staging = control / "staging"
+        with writing(staging):
+            staging.mkdir(exist_ok=True)
+        yield staging
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, output: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+        raise MixcError(
+            "MX042",
+            "another run is writing this output",
+            place=Place(str(output)),
+            help=f"wait for {owner}, or stop it",
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+
+class StagedFile:
+    """A staged file written in order, hashed on the way. A sink that pyarrow accepts."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._hash = xxhash.xxh3_128()
+        self.size = 0
+        self.closed = False
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write all of `data`, however many system calls it takes."""
+        view = memoryview(data).cast("B")
+        self._hash.update(view)
+        done = 0
+        while done < len(view):
+            done += os.write(self._descriptor, view[done:])
+        self.size += len(view)
+        return len(view)
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self.size
+
+    def flush(self) -> None:
+        """Nothing is buffered here."""
+
+    def close(self) -> None:
+        """Closing is the business of `create`."""
+
+    def record(self, path: str) -> FileRecord:
+        """The file as a manifest lists it, under the name `path`."""
+        return FileRecord(path, self.size, self._hash.hexdigest())
+
+
+@contextmanager
+def create(path: Path) -> Iterator[StagedFile]:
+    """Write a staged file; it appears under its name when it is whole and synced."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(unfinished, flags, 0o644)
+    try:
+        with writing(path):
+            yield StagedFile(descriptor)
+            os.fsync(descriptor)
+            unfinished.rename(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def arrow_file(file: StagedFile, schema: pa.Schema) -> pa.ipc.RecordBatchFileWriter:
+    """A writer of an Arrow IPC file into a staged file."""
+    return pa.ipc.new_file(pa.PythonFile(file, mode="w"), schema)
+
+
+def rename(staged: Path, named: Path) -> None:
+    """Give a staged file the name that its content makes."""
+    with writing(named):
+        staged.rename(named)
+
+
+def write_file(path: Path, data: bytes) -> FileRecord:
+    """Stage a small file in one go."""
+    with create(path) as file:
+        file.write(data)
+    return file.record(path.name)
+
+
+def reserve(path: Path, size: int) -> None:
+    """Make a staged file of `size` bytes, its space taken from the disk now."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o644)
+        try:
+            os.ftruncate(descriptor, size)
+            if size:
+                os.posix_fallocate(descriptor, 0, size)
+        finally:
+            os.close(descriptor)
+
+
+def write_at(path: Path, offset: int, data: memoryview) -> None:
+    """Write a part of a reserved file. Parts may be written in any order, by any process."""
+    with writing(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            done = 0
+            while done < len(data):
+                done += os.pwrite(descriptor, data[done:], offset + done)
+        finally:
+            os.close(descriptor)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append one line to a staged journal. A torn last line is the reader's to ignore."""
+    with writing(path), path.open("ab", buffering=0) as file:
+        file.write(line + b"\n")
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a staged file a second name: formats of equal bytes share one file."""
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        target.hardlink_to(source)
+
+
+def sync(path: Path) -> None:
+    """Bring a file or a folder's entries to the disk."""
+    with writing(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def publish_file(staged: Path, final: Path) -> None:
+    """Put a staged file in the place of `final`, in one step."""
+    with writing(final):
+        staged.rename(final)
+        sync(final.parent)
+
+
+def publish_tree(staged: Path, final: Path) -> None:
+    """Put a staged folder, every file of it synced, in the place of `final`, in one step.
+
+    Where the filesystem cannot exchange two names, the old folder moves away first: for a
+    moment there is none, but never a mixed one.
+    """
+    with writing(final):
+        for folder, _, _ in os.walk(staged):
+            sync(Path(folder))
+        if not final.exists():
+            staged.rename(final)
+        elif not _exchange(staged, final):
+            retired = staged.with_name(staged.name + ".retired")
+            final.rename(retired)
+            staged.rename(final)
+            retired.rename(staged)
+        sync(final.parent)
+    remove(staged)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two names in one step; False where the system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    code = renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)
+    if code == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _NO_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(b))
+
+
+def remove(path: Path) -> None:
+    """Remove a staged file or folder, if it is there."""
+    with writing(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,69 @@
+"""The holdout: documents kept out of every mixture, chosen by a keyed hash of their content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mixc.errors import MixcError, Place
+from mixc.rng import Stream
+from mixc.store import commit
+from mixc.store.hashes import FileRecord
+
+FILE = "holdout.arrow"
+Ids = NDArray[np.uint64]
+
+
+def choose(
+    ids: Ids, lengths: NDArray[np.int64], *, fraction: float, max_tokens: int, seed: int
+) -> Ids:
+    """Choose one domain's held-out ids, sorted.
+
+    `ids` and `lengths` are [n], a document each. The documents of the smallest keyed hashes are
+    taken, up to `fraction` of the distinct documents and `max_tokens` tokens; at least one if
+    any fits, and never all. The hash does not depend on the domain, so that a document that
+    stands in two domains is likely chosen in both.
+    """
+    ids, first = np.unique(ids, return_index=True)
+    wanted = min(max(1, int(fraction * len(ids))), len(ids) - 1)
+    if fraction == 0 or wanted < 1:
+        return ids[:0]
+    order = np.argsort(Stream(seed, "holdout").hash(ids), kind="stable")
+    sizes = lengths[first][order]
+    taken = order[:wanted][np.cumsum(sizes[:wanted]) <= max_tokens]
+    if len(taken) == 0:
+        taken = order[sizes <= max_tokens][:1]
+    return np.sort(ids[taken])
+
+
+def write(folder: Path, held: Mapping[str, Ids]) -> FileRecord:
+    """Stage `holdout.arrow`: columns `domain` and `doc_id`, sorted by both."""
+    names = sorted(held)
+    table = pa.table(
+        {
+            "domain": pa.array([name for name in names for _ in held[name]], pa.string()),
+            "doc_id": pa.array(np.concatenate([held[name] for name in names]), pa.uint64()),
+        }
+    )
+    with commit.create(folder / FILE) as file, commit.arrow_file(file, table.schema) as writer:
+        writer.write_table(table)
+    return file.record(FILE)
+
+
+def read(path: Path) -> dict[str, Ids]:
+    """Read a list of held-out ids by domain."""
+    place = Place(str(path))
+    try:
+        with pa.memory_map(str(path)) as file:
+            table = pa.ipc.open_file(file).read_all()
+        names = np.array(table["domain"].to_pylist(), dtype=object)
+        ids = table["doc_id"].to_numpy().astype(np.uint64)
+    except FileNotFoundError:
+        raise MixcError("MX041", "there is no such holdout list", place=place) from None
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise MixcError("MX040", f"the holdout list is damaged: {error}", place=place) from error
+    return {str(name): ids[names == name] for name in sorted(set(names))}

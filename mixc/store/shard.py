@@ -1,0 +1,151 @@
+"""A shard: documents of one domain as an Arrow IPC file of one record batch.
+
+Columns: `tokens: large_list<uint16|uint32>` (each document closed by the end-of-text id),
+`doc_id: uint64` (xxh3-64 of the text), `source: uint32` (which input file of the shard's unit),
+`row: uint64` (record number in that file), `n_bytes: uint32` (UTF-8 bytes of the text).
+Tokens are reached as flat numpy views, never as Arrow scalars.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mixc.errors import MixcError, Place
+from mixc.store import commit
+from mixc.store.hashes import FileRecord
+
+Tokens = NDArray[np.uint16] | NDArray[np.uint32]
+_COLUMNS = ("tokens", "doc_id", "source", "row", "n_bytes")
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents end to end. `offsets` is int64[n+1] into `tokens`; the rest is [n]."""
+
+    tokens: Tokens
+    offsets: NDArray[np.int64]
+    doc_id: NDArray[np.uint64]
+    source: NDArray[np.uint32]
+    row: NDArray[np.uint64]
+    n_bytes: NDArray[np.uint32]
+
+    def __len__(self) -> int:
+        return len(self.doc_id)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each document, end-of-text included, int64[n]."""
+        return np.diff(self.offsets)
+
+    def select(self, numbers: NDArray[np.int64]) -> Documents:
+        """A copy of some of the documents, by their numbers."""
+        pieces = [self.tokens[self.offsets[i] : self.offsets[i + 1]] for i in numbers]
+        return Documents(
+            tokens=np.concatenate([self.tokens[:0], *pieces]),
+            offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths[numbers])]),
+            doc_id=self.doc_id[numbers],
+            source=self.source[numbers],
+            row=self.row[numbers],
+            n_bytes=self.n_bytes[numbers],
+        )
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """A shard as the manifest lists it. `values_offset` is where in the file its tokens start."""
+
+    file: FileRecord
+    documents: int
+    tokens: int
+    text_bytes: int
+    values_offset: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as plain data."""
+        return {
+            **self.file.as_dict(),
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "text_bytes": self.text_bytes,
+            "values_offset": self.values_offset,
+        }
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> ShardRecord:
+        """Read plain data back."""
+        file = FileRecord(data["path"], data["bytes"], data["xxh3"])
+        counts = (data[k] for k in ("documents", "tokens", "text_bytes", "values_offset"))
+        return ShardRecord(file, *counts)
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """uint16 exactly when every id fits."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def write_shard(folder: Path, documents: Documents) -> ShardRecord:
+    """Stage a shard in `folder`, named by its content; the record's path is that name."""
+    values = pa.array(documents.tokens)
+    columns = [
+        pa.LargeListArray.from_arrays(pa.array(documents.offsets), values),
+        pa.array(documents.doc_id),
+        pa.array(documents.source),
+        pa.array(documents.row),
+        pa.array(documents.n_bytes),
+    ]
+    fields = [
+        pa.field(name, column.type, nullable=False)
+        for name, column in zip(_COLUMNS, columns, strict=True)
+    ]
+    batch = pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+    folder.mkdir(parents=True, exist_ok=True)
+    unnamed = folder / "unnamed.arrow"
+    with commit.create(unnamed) as file, commit.arrow_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+    record = file.record("")
+    name = f"{record.xxh3[:16]}.arrow"
+    commit.rename(unnamed, folder / name)
+    return ShardRecord(
+        FileRecord(name, record.bytes, record.xxh3),
+        documents=len(documents),
+        tokens=len(documents.tokens),
+        text_bytes=int(documents.n_bytes.sum(dtype=np.int64)),
+        values_offset=_values_offset(folder / name),
+    )
+
+
+def _values_offset(path: Path) -> int:
+    with pa.memory_map(str(path)) as file:
+        start = file.read_buffer(0).address
+        values = pa.ipc.open_file(file).get_batch(0).column(0).values
+        return int(values.buffers()[1].address - start)
+
+
+def open_shard(path: Path, record: ShardRecord) -> Documents:
+    """Map a shard. Raises MX040 if it is not the shard that the record describes."""
+    place = Place(str(path))
+    try:
+        if path.stat().st_size != record.file.bytes:
+            raise MixcError("MX040", "the shard's size is not what its manifest says", place=place)
+        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        columns = [batch.column(name) for name in _COLUMNS]
+    except FileNotFoundError:
+        raise MixcError("MX040", "a shard of the manifest is missing", place=place) from None
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise MixcError("MX040", f"the shard is damaged: {error}", place=place) from error
+    tokens = columns[0]
+    documents = Documents(
+        tokens.values.to_numpy(zero_copy_only=True),
+        tokens.offsets.to_numpy(zero_copy_only=True),
+        *(column.to_numpy(zero_copy_only=True) for column in columns[1:]),
+    )
+    bounds = documents.offsets[[0, -1]]
+    if len(documents) != record.documents or list(bounds) != [0, record.tokens]:
+        raise MixcError("MX040", "the shard's counts are not its manifest's", place=place)
+    return documents

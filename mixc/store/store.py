@@ -1,0 +1,182 @@
+"""The token store as later stages see it: domains, their documents, and which are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixc.errors import MixcError
+from mixc.store import holdout
+from mixc.store.hashes import FileRecord, check_file, check_names, unseal
+from mixc.store.shard import Documents, ShardRecord, open_shard, token_dtype
+
+MANIFEST = "manifest.json"
+SCHEMA = "mixc.store/1"
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of tokenizing work: input files and the shards made from them."""
+
+    key: str
+    inputs: tuple[dict[str, Any], ...]
+    shards: tuple[ShardRecord, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The unit as plain data."""
+        shards = [shard.as_dict() for shard in self.shards]
+        return {"key": self.key, "inputs": list(self.inputs), "shards": shards}
+
+    def under(self, folder: str) -> Unit:
+        """The same unit with its shards in another folder, relative to the manifest."""
+        shards = (
+            replace(
+                one,
+                file=replace(
+                    one.file, path=str(PurePosixPath(folder, PurePosixPath(one.file.path).name))
+                ),
+            )
+            for one in self.shards
+        )
+        return replace(self, shards=tuple(shards))
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Unit:
+        """Read plain data back."""
+        shards = tuple(ShardRecord.from_dict(shard) for shard in data["shards"])
+        return Unit(data["key"], tuple(data["inputs"]), shards)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A domain of the store. `held_*` count documents that no mixture may use."""
+
+    name: str
+    documents: int
+    tokens: int
+    text_bytes: int
+    held_documents: int
+    held_tokens: int
+    units: tuple[Unit, ...]
+
+    @property
+    def training_tokens(self) -> int:
+        """Tokens that mixtures may use."""
+        return self.tokens - self.held_tokens
+
+    @property
+    def shards(self) -> tuple[ShardRecord, ...]:
+        """All shards, in the order of documents."""
+        return tuple(shard for unit in self.units for shard in unit.shards)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The domain as plain data."""
+        return {
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "text_bytes": self.text_bytes,
+            "held_out": {"documents": self.held_documents, "tokens": self.held_tokens},
+            "units": [unit.as_dict() for unit in self.units],
+        }
+
+
+@dataclass(frozen=True)
+class Store:
+    """An opened store. Nothing of it is read until it is asked for."""
+
+    root: Path
+    manifest: dict[str, Any]
+    domains: dict[str, Domain]
+
+    @property
+    def store_hash(self) -> str:
+        """The identity of the tokens, documents and holdout."""
+        return str(self.manifest["store_hash"])
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return int(self.manifest["tokenizer"]["vocab_size"])
+
+    @property
+    def eot_id(self) -> int:
+        """The id that closes each document."""
+        return int(self.manifest["tokenizer"]["eot_id"])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the tokens."""
+        return token_dtype(self.vocab_size)
+
+    @cached_property
+    def held_ids(self) -> dict[str, NDArray[np.uint64]]:
+        """Held-out ids by the domain that chose them."""
+        return holdout.read(self.root / holdout.FILE)
+
+    @cached_property
+    def all_held_ids(self) -> NDArray[np.uint64]:
+        """Every held-out id, sorted; a document of any of them is kept out of every domain."""
+        return np.unique(np.concatenate([np.zeros(0, np.uint64), *self.held_ids.values()]))
+
+    def documents(self, domain: str) -> Iterator[Documents]:
+        """The documents of a domain, shard by shard."""
+        for shard in self.domains[domain].shards:
+            yield self.open(shard)
+
+    def open(self, shard: ShardRecord) -> Documents:
+        """The documents of a shard."""
+        return open_shard(self.root / shard.file.path, shard)
+
+    def held_out(self, domain: str) -> Iterator[Documents]:
+        """The documents that a domain holds out, each text once, shard by shard."""
+        wanted, seen = self.held_ids.get(domain, np.zeros(0, np.uint64)), np.zeros(0, np.uint64)
+        for documents in self.documents(domain):
+            ids, first = np.unique(documents.doc_id, return_index=True)
+            chosen = np.sort(first[np.isin(ids, wanted) & ~np.isin(ids, seen)])
+            seen = np.union1d(seen, documents.doc_id[chosen])
+            yield documents.select(chosen)
+
+    def files(self) -> list[FileRecord]:
+        """Every file of the store but the manifest."""
+        fixed = [FileRecord(**record) for record in self.manifest["files"]]
+        shards = [shard.file for domain in self.domains.values() for shard in domain.shards]
+        return fixed + list({record.path: record for record in shards}.values())
+
+    def check_sizes(self) -> None:
+        """Raise MX040 if a file is missing or cut."""
+        for record in self.files():
+            if error := check_file(self.root, record, rehash=False):
+                raise error
+
+
+def open_store(root: Path) -> Store:
+    """Open a store. Raises MX041 if there is none, MX040 if it is damaged."""
+    try:
+        manifest = unseal(root / MANIFEST, SCHEMA)
+    except MixcError as error:
+        if error.code == "MX041":
+            error.message, error.help = "there is no token store here", "run `mixc tokenize` first"
+        raise
+    domains = {name: _domain(name, data) for name, data in manifest["domains"].items()}
+    store = Store(root, manifest, domains)
+    check_names(root / MANIFEST, store.files())
+    return store
+
+
+def _domain(name: str, data: dict[str, Any]) -> Domain:
+    return Domain(
+        name,
+        documents=data["documents"],
+        tokens=data["tokens"],
+        text_bytes=data["text_bytes"],
+        held_documents=data["held_out"]["documents"],
+        held_tokens=data["held_out"]["tokens"],
+        units=tuple(Unit.from_dict(unit) for unit in data["units"]),
+    )

@@ -1,0 +1,1 @@
+"""Documents to shards: encoders, work units, the worker loop."""

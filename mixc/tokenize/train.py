@@ -1,0 +1,73 @@
+"""A byte-level BPE tokenizer trained on a deterministic sample of the recipe's own domains."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+from mixc import progress
+from mixc.readers.records import ReadOptions, Record, Source
+from mixc.registry import READERS
+from mixc.tokenize.inputs import Input
+
+EOT = "<|endoftext|>"
+
+
+def train(
+    inputs: Sequence[Input],
+    options: Mapping[str, ReadOptions],
+    *,
+    vocab_size: int,
+    sample_bytes: int,
+) -> bytes:
+    """Train on about `sample_bytes` of text and return the tokenizer.json.
+
+    Each domain gives the same share, each of its files in proportion to its size, from its
+    start: what is read depends on the inputs alone, and little more is read than is used.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    with progress.task("train tokenizer", sample_bytes, "B") as task:
+        texts = _sample(inputs, options, sample_bytes)
+        tokenizer.train_from_iterator(_counted(texts, task), trainer)
+    return tokenizer.to_str(pretty=False).encode()
+
+
+def _counted(texts: Iterator[str], task: progress.Task) -> Iterator[str]:
+    for text in texts:
+        task.advance(len(text.encode(errors="replace")))
+        yield text
+
+
+def _sample(
+    inputs: Sequence[Input], options: Mapping[str, ReadOptions], sample_bytes: int
+) -> Iterator[str]:
+    sizes: dict[str, int] = {}
+    for item in inputs:
+        sizes[item.domain] = sizes.get(item.domain, 0) + item.bytes
+    for item in inputs:
+        share = item.bytes / max(sizes[item.domain], 1) / len(sizes)
+        yield from _head(item, options[item.domain], round(share * sample_bytes))
+
+
+def _head(item: Input, options: ReadOptions, budget: int) -> Iterator[str]:
+    """The texts at a file's start, up to `budget` bytes."""
+    records = READERS[item.reader].load().read(Source(item.path, item.name), options)
+    for record in records:
+        if budget <= 0:
+            return
+        if isinstance(record, Record):
+            # Lone surrogates are for the tokenizing run to report, not for this sample.
+            text = record.text.encode(errors="replace")[:budget]
+            budget -= len(text)
+            yield text.decode(errors="ignore")

@@ -1,0 +1,266 @@
+"""The work of one unit: a few input files of a domain, read, encoded and staged as shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from mixc.engine.local import Report
+from mixc.errors import MixcError, Place
+from mixc.readers.records import BadRecord, ReadOptions, Record, Source
+from mixc.registry import READERS
+from mixc.store import commit
+from mixc.store.hashes import check_file, hash_file, key_of, seal, unseal
+from mixc.store.shard import Documents, ShardRecord, write_shard
+from mixc.store.store import Unit
+from mixc.tokenize.encoder import Encoder, TokenizerFile
+from mixc.tokenize.inputs import Input
+
+ALGORITHM = 1  # a change of what shards hold, from the same inputs and options, raises it
+SHARD_BYTES = 256 << 20
+_BATCH_BYTES = 1 << 20
+_UNIT_SCHEMA = "mixc.unit/1"
+_BUNDLE_BYTES, _BUNDLE_FILES = 32 << 20, 4096
+
+
+@dataclass(frozen=True)
+class UnitTask:
+    """Input files of one domain that are tokenized together."""
+
+    key: str
+    folder: str
+    inputs: tuple[Input, ...]
+    options: ReadOptions
+    skip_bad: bool
+
+    @property
+    def domain(self) -> str:
+        """The domain that the files belong to."""
+        return self.inputs[0].domain
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the input files."""
+        return sum(item.bytes for item in self.inputs)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a worker process holds: the encoder, and where to stage."""
+
+    encoder: Encoder
+    staging: Path
+
+
+def make_worker(file: TokenizerFile, staging: Path) -> Worker:
+    """Set a worker up."""
+    return Worker(Encoder(file), staging)
+
+
+def plan_units(
+    inputs: list[Input], options: ReadOptions, *, skip_bad: bool, tokenizer: TokenizerFile
+) -> list[UnitTask]:
+    """Cut one domain's files into units: neighbouring small files together, a large one alone."""
+    bundles: list[list[Input]] = []
+    size = 0
+    for item in inputs:
+        if not bundles or size + item.bytes > _BUNDLE_BYTES or len(bundles[-1]) >= _BUNDLE_FILES:
+            bundles.append([])
+            size = 0
+        bundles[-1].append(item)
+        size += item.bytes
+    tasks: list[UnitTask] = []
+    for bundle in bundles:
+        key = _key(bundle, options, skip_bad, tokenizer)
+        # Two units of equal bytes stage apart, so that two workers never share a folder.
+        twin = sum(task.key == key for task in tasks)
+        folder = f"{bundle[0].domain}.{twin}.{key}"
+        tasks.append(UnitTask(key, folder, tuple(bundle), options, skip_bad))
+    return tasks
+
+
+def _key(
+    inputs: list[Input], options: ReadOptions, skip_bad: bool, tokenizer: TokenizerFile
+) -> str:
+    return key_of(
+        {
+            "algorithm": ALGORITHM,
+            "inputs": [[item.reader, item.xxh3] for item in inputs],
+            "tokenizer": [tokenizer.sha256, tokenizer.eot_id],
+            "options": [options.text, options.max_bytes, skip_bad, SHARD_BYTES],
+        }
+    )
+
+
+def tokenize_unit(worker: Worker, task: UnitTask, report: Report) -> Unit:
+    """Stage the shards of a unit, or adopt them if an earlier run staged them whole."""
+    folder = worker.staging / task.folder
+    if (unit := _adopt(folder, task)) is not None:
+        report(task.bytes)
+        return unit
+    staged = _Staged(folder)
+    inputs = []
+    for number, item in enumerate(task.inputs):
+        counts = _tokenize_file(worker.encoder, task, number, item, staged, report)
+        inputs.append({"path": item.name, "bytes": item.bytes, "xxh3": item.xxh3, **counts})
+    staged.flush()
+    unit = Unit(task.key, tuple(inputs), tuple(staged.shards))
+    stage_unit(folder, unit)
+    return unit
+
+
+def stage_unit(folder: Path, unit: Unit) -> None:
+    """Say that a unit's shards are all staged in `folder`."""
+    under = unit.under("")
+    commit.write_file(folder / "unit.json", seal({"schema": _UNIT_SCHEMA, **under.as_dict()}))
+
+
+def _adopt(folder: Path, task: UnitTask) -> Unit | None:
+    """A unit staged by an earlier run, if its hashes prove it whole."""
+    try:
+        unit = Unit.from_dict(unseal(folder / "unit.json", _UNIT_SCHEMA))
+    except MixcError:
+        return None
+    if any(check_file(folder, shard.file, rehash=True) for shard in unit.shards):
+        return None
+    # Equal bytes may come from files of other names by now.
+    named = zip(unit.inputs, task.inputs, strict=True)
+    return replace(unit, inputs=tuple({**old, "path": new.name} for old, new in named))
+
+
+@dataclass
+class _Staged:
+    """Documents on their way to shards."""
+
+    folder: Path
+    shards: list[ShardRecord] = field(default_factory=list)
+    parts: list[Documents] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, part: Documents) -> None:
+        self.parts.append(part)
+        self.size += part.tokens.nbytes
+        if self.size >= SHARD_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.parts:
+            self.shards.append(write_shard(self.folder, _join(self.parts)))
+            self.parts, self.size = [], 0
+
+
+def _join(parts: list[Documents]) -> Documents:
+    lengths = np.concatenate([part.lengths for part in parts])
+    return Documents(
+        tokens=np.concatenate([part.tokens for part in parts]),
+        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+        doc_id=np.concatenate([part.doc_id for part in parts]),
+        source=np.concatenate([part.source for part in parts]),
+        row=np.concatenate([part.row for part in parts]),
+        n_bytes=np.concatenate([part.n_bytes for part in parts]),
+    )
+
+
+def _tokenize_file(
+    encoder: Encoder, task: UnitTask, number: int, item: Input, staged: _Staged, report: Report
+) -> dict[str, Any]:
+    source = Source(item.path, item.name)
+    skipped: dict[str, int] = {}
+    documents = reported = 0
+    for batch in _batches(_texts(source, item, task, skipped)):
+        staged.add(_encode(encoder, number, batch))
+        documents += len(batch)
+        report(min(source.consumed, item.bytes) - reported)
+        reported = min(source.consumed, item.bytes)
+    report(item.bytes - reported)
+    _check_unchanged(item)
+    if not documents:
+        raise MixcError(
+            "MX028",
+            f"no document in '{item.name}' of domain '{item.domain}'",
+            place=Place(
+                item.name, detail=", ".join(f"{v} skipped as {k}" for k, v in skipped.items())
+            ),
+            help="take the file out of the domain's paths, or check format and text",
+        )
+    return {"documents": documents, "skipped": dict(sorted(skipped.items()))}
+
+
+def _check_unchanged(item: Input) -> None:
+    if hash_file(item.path) != item.xxh3:
+        raise MixcError(
+            "MX029",
+            "the file changed while it was read",
+            place=Place(item.name),
+            help="run again once nothing writes to it",
+        )
+
+
+@dataclass(frozen=True)
+class _Text:
+    row: int
+    text: str
+    utf8: bytes
+
+
+def _texts(source: Source, item: Input, task: UnitTask, skipped: dict[str, int]) -> Iterator[_Text]:
+    """The documents of a file; bad records raise, or are counted by their code."""
+    reader = READERS[item.reader].load()
+    for record in reader.read(source, task.options):
+        found = _check(record, task.options.max_bytes)
+        if isinstance(found, _Text):
+            yield found
+        elif task.skip_bad:
+            skipped[found.code] = skipped.get(found.code, 0) + 1
+        else:
+            _check_unchanged(item)  # half a line, because somebody is writing it?
+            raise found.error(source)
+
+
+def _check(record: Record | BadRecord, max_bytes: int) -> _Text | BadRecord:
+    if isinstance(record, BadRecord):
+        return record
+    try:
+        utf8 = record.text.encode()
+    except UnicodeEncodeError:
+        return BadRecord("MX022", "a lone surrogate has no UTF-8 form", record.row, record.offset)
+    if not utf8:
+        return BadRecord("MX023", "the document is empty", record.row, record.offset)
+    if len(utf8) > max_bytes:
+        reason = f"the document is {len(utf8)} bytes long, the cap is {max_bytes}"
+        return BadRecord("MX024", reason, record.row, record.offset)
+    return _Text(record.row, record.text, utf8)
+
+
+def _batches(texts: Iterator[_Text]) -> Iterator[list[_Text]]:
+    batch: list[_Text] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text.utf8)
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(encoder: Encoder, number: int, batch: list[_Text]) -> Documents:
+    tokens, lengths = encoder.encode([text.text for text in batch])
+    ids: NDArray[np.uint64] = np.array(
+        [xxhash.xxh3_64_intdigest(text.utf8) for text in batch], np.uint64
+    )
+    return Documents(
+        tokens=tokens,
+        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+        doc_id=ids,
+        source=np.full(len(batch), number, np.uint32),
+        row=np.array([text.row for text in batch], np.uint64),
+        n_bytes=np.array([len(text.utf8) for text in batch], np.uint32),
+    )

@@ -1,0 +1,255 @@
+"""`mixc verify`: hash every file again, and derive again everything that a manifest claims."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mixc import progress
+from mixc.build import mixture as mixtures
+from mixc.build import order, provenance
+from mixc.build.gather import block_digest, stream_hash
+from mixc.build.mixture import Mixture, open_mixture
+from mixc.errors import MixcError, Place, raise_all
+from mixc.rows.stream import DomainStream, Spans, targets
+from mixc.store import store as stores
+from mixc.store.hashes import FileRecord, check_file
+from mixc.store.shard import ShardRecord, open_shard
+from mixc.store.store import Store, open_store
+
+
+@dataclass
+class Report:
+    """What was checked. `traced_rows` were compared, token by token, with the store."""
+
+    kind: str
+    path: Path
+    files: int = 0
+    bytes: int = 0
+    documents: int = 0
+    rows: int = 0
+    traced_rows: int = 0
+    problems: list[MixcError] = field(default_factory=list)
+
+    def wrong(self, message: str, path: Path | None = None) -> None:
+        """Note damage in a file."""
+        self.problems.append(MixcError("MX040", message, place=Place(str(path or self.path))))
+
+
+def verify(path: Path, *, store: Path | None = None) -> Report:
+    """Check a store or a mixture. Raises MX040, once for each thing that is wrong.
+
+    A mixture's rows are compared with the tokens they were cut from if the store is given or
+    stands beside it.
+    """
+    kind = kind_of(path)
+    report = Report(kind, path)
+    if kind == "store":
+        _verify_store(open_store(path), report)
+    else:
+        _verify_mixture(open_mixture(path), store, report)
+    raise_all(report.problems)
+    return report
+
+
+def kind_of(path: Path) -> str:
+    """`store` or `mixture`, by the manifest in the folder. Raises MX070 if there is neither."""
+    for kind, name in (("store", stores.MANIFEST), ("mixture", mixtures.MANIFEST)):
+        if (path / name).is_file():
+            return kind
+    raise MixcError(
+        "MX070",
+        "neither a store nor a mixture",
+        place=Place(str(path)),
+        help=f"name a folder that holds {stores.MANIFEST} or {mixtures.MANIFEST}",
+    )
+
+
+def _check_files(root: Path, files: list[FileRecord], report: Report) -> None:
+    with progress.task("verify files", sum(file.bytes for file in files), "B") as task:
+        for file in files:
+            error = check_file(root, file, rehash=True)
+            if error is not None:
+                report.problems.append(error)
+            report.files += 1
+            report.bytes += file.bytes
+            task.advance(file.bytes)
+
+
+def _verify_store(store: Store, report: Report) -> None:
+    _check_files(store.root, store.files(), report)
+    if report.problems:
+        return
+    tokenizer = store.root / stores.TOKENIZER
+    if sha256(tokenizer.read_bytes()).hexdigest() != store.manifest["tokenizer"]["sha256"]:
+        report.wrong("the tokenizer is not the manifest's", tokenizer)
+    for name, domain in store.domains.items():
+        counted = {"documents": 0, "tokens": 0, "held_documents": 0, "held_tokens": 0}
+        for shard in domain.shards:
+            _check_shard(store, shard, counted, report)
+        for what, number in counted.items():
+            if getattr(domain, what) != number:
+                said = getattr(domain, what)
+                report.wrong(f"domain '{name}': {number} {what} found, the manifest says {said}")
+        report.documents += counted["documents"]
+
+
+def _check_shard(store: Store, shard: ShardRecord, counted: dict[str, int], report: Report) -> None:
+    path = store.root / shard.file.path
+    documents = open_shard(path, shard)
+    lengths = documents.lengths
+    if len(lengths) and (lengths < 1).any():
+        report.wrong("a document's offsets do not rise", path)
+        return
+    if (documents.tokens[documents.offsets[1:] - 1] != store.eot_id).any():
+        report.wrong("a document does not end with the end-of-text id", path)
+    if len(documents.tokens) and int(documents.tokens.max()) >= store.vocab_size:
+        report.wrong("a token is out of the vocabulary", path)
+    held = np.isin(documents.doc_id, store.all_held_ids)
+    counted["documents"] += len(documents)
+    counted["tokens"] += int(lengths.sum())
+    counted["held_documents"] += int(held.sum())
+    counted["held_tokens"] += int(lengths[held].sum())
+
+
+def _verify_mixture(mixture: Mixture, store: Path | None, report: Report) -> None:
+    _check_files(mixture.root, mixture.files(), report)
+    if report.problems:
+        return
+    report.rows = mixture.manifest["rows"]
+    _check_ledger(mixture, report)
+    _check_order(mixture, report)
+    _check_stream(mixture, report)
+    source = _source(mixture, store)
+    if source is not None:
+        _trace(mixture, source, report)
+
+
+def _check_ledger(mixture: Mixture, report: Report) -> None:
+    """Derive the ledger again from the provenance, and see that it adds up."""
+    manifest, path = mixture.manifest, mixture.root / mixtures.MANIFEST
+    taken: dict[str, dict[int, int]] = {name: {} for name in manifest["domains"]}
+    rows = dict.fromkeys(manifest["domains"], 0)
+    for table in _tables(mixture):
+        provenance.add_up(table, taken)
+        for pair in table["domain"].value_counts().to_pylist():
+            rows[pair["values"]] += pair["counts"]
+    claimed = manifest["ledger"]
+    reads = {name: (entry["read"], entry["held_out"]) for name, entry in claimed.items()}
+    if mixtures.make_ledger(reads, taken) != claimed:
+        report.wrong("the ledger is not what the provenance adds up to", path)
+    if rows != {name: entry["rows"] for name, entry in manifest["domains"].items()}:
+        report.wrong("the rows of the domains are not what the provenance says", path)
+    row_tokens = {name: count * manifest["seq_len"] for name, count in rows.items()}
+    for message in mixtures.check_ledger(claimed, row_tokens):
+        report.wrong(message, path)
+
+
+def _check_order(mixture: Mixture, report: Report) -> None:
+    manifest = mixture.manifest
+    names = {name: i for i, name in enumerate(manifest["domains"])}
+    labels = np.concatenate(
+        [np.array([names[n] for n in t["domain"].to_pylist()], np.uint16) for t in _tables(mixture)]
+    )
+    rows = np.bincount(labels, minlength=len(names))
+    error = order.prefix_error(labels, rows, shuffle_block=manifest["order"]["shuffle_block"])
+    if error != manifest["order"]["max_prefix_error"] or error > order.bound(rows):
+        report.wrong(f"the order is {error:.3f} rows off its weights, more than it claims")
+
+
+def _tables(mixture: Mixture) -> Iterator[pa.Table]:
+    with pq.ParquetFile(mixture.root / provenance.FILE) as file:
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group)
+
+
+def flat_tokens(mixture: Mixture) -> NDArray[Any] | None:
+    """The rows as one mapped array [rows, seq_len], if a format of the mixture keeps them so."""
+    manifest = mixture.manifest
+    shape = (manifest["rows"], manifest["seq_len"])
+    for entry in manifest["formats"].values():
+        for file in entry["files"]:
+            if file["path"].endswith(".bin") and len(entry["files"]) <= 2:
+                path = mixture.root / file["path"]
+                return np.memmap(path, manifest["dtype"], mode="r", shape=shape)
+    return None
+
+
+def _check_stream(mixture: Mixture, report: Report) -> None:
+    rows = flat_tokens(mixture)
+    if rows is None:
+        return
+    step = mixture.manifest["block_rows"]
+    digests = [block_digest(rows[i : i + step].reshape(-1)) for i in range(0, len(rows), step)]
+    if stream_hash(digests) != mixture.manifest["stream_hash"]:
+        report.wrong("the tokens are not those of the stream hash")
+
+
+def _source(mixture: Mixture, given: Path | None) -> Store | None:
+    """The store that a mixture was built from; one that is given must be it."""
+    try:
+        store = open_store(given or mixture.root.parent / "store")
+    except MixcError:
+        if given is not None:
+            raise
+        return None
+    if store.store_hash == mixture.manifest["store_hash"]:
+        return store
+    if given is not None:
+        raise MixcError(
+            "MX045",
+            "the mixture was not built from this store",
+            place=Place(str(given)),
+        )
+    return None
+
+
+def _trace(mixture: Mixture, store: Store, report: Report) -> None:
+    """Compare every row with the documents that its provenance names."""
+    rows, manifest = flat_tokens(mixture), mixture.manifest
+    if rows is None:
+        return
+    streams = {
+        name: DomainStream(store, name, seq_len=manifest["seq_len"], seed=manifest["seed"])
+        for name in manifest["domains"]
+    }
+    with progress.task("trace rows", manifest["rows"], "rows") as task:
+        for table in _tables(mixture):
+            first = table["row"][0].as_py()
+            out = np.empty(table.num_rows * manifest["seq_len"], rows.dtype)
+            for name, stream in streams.items():
+                _refill(table, name, stream, out)
+            bad = (out.reshape(-1, manifest["seq_len"]) != rows[first : first + len(table)]).any(1)
+            for number in first + np.flatnonzero(bad)[:3]:
+                report.wrong(f"row {number} does not hold the tokens that its provenance names")
+            report.traced_rows += table.num_rows
+            task.advance(table.num_rows)
+
+
+def _refill(table: pa.Table, name: str, stream: DomainStream, out: NDArray[Any]) -> None:
+    """Put a domain's rows of a table together again, from its documents."""
+    spans = table["spans"].combine_chunks()
+    lengths = spans.value_lengths().to_numpy()
+    domains = np.repeat(np.array(table["domain"].to_pylist(), dtype=object), lengths)
+    flat = spans.flatten()
+    column = {field: flat.field(field).to_numpy().astype(np.int64) for field in _SPAN_FIELDS}
+    mine = domains == name
+    document = column["document"][mine]
+    stream.fill(
+        Spans(
+            document, column["epoch"][mine], document, column["start"][mine], column["length"][mine]
+        ),
+        targets(column["length"])[mine],
+        out,
+    )
+
+
+_SPAN_FIELDS = ("epoch", "document", "start", "length")

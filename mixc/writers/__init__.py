@@ -1,0 +1,1 @@
+"""Rows to trainers' files: a file per output format. See `mixc.registry.WRITERS`."""

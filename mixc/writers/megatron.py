@@ -1,0 +1,70 @@
+r"""Megatron-LM's IndexedDataset: `<split>.bin` of raw tokens and `<split>.idx`.
+
+The index is little-endian and unaligned: b"MMIDIDX\0\0", uint64 version 1, uint8 dtype code,
+uint64 sequences, uint64 documents + 1, int32 lengths[sequences], int64 byte offsets[sequences],
+int64 documents[documents + 1]. Each of our rows is one sequence and one document.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+
+from mixc.errors import MixcError
+from mixc.store.commit import StagedFile
+from mixc.writers.sequences import Folder, Sequences, StreamSpec
+
+_MAGIC = b"MMIDIDX\x00\x00"
+# Megatron has no uint32; ids below 2^31 have the same bytes as int32.
+_CODES = {np.dtype(np.uint16): 8, np.dtype(np.uint32): 4}
+_INT32_MAX = (1 << 31) - 1
+_CHUNK = 1 << 20
+
+
+def check(spec: StreamSpec) -> None:
+    """Raise MX062 if a length, a count of documents or an id may not fit in int32."""
+    for what, value in (
+        ("a row's length", spec.seq_len),
+        ("the number of rows", spec.rows),
+        ("the largest id", spec.vocab_size - 1),
+    ):
+        if value > _INT32_MAX:
+            raise MixcError(
+                "MX062",
+                f"megatron keeps {what} in int32, and {value} does not fit",
+                help="leave megatron out of mixture.formats, or build several mixtures",
+            )
+
+
+def write(sequences: Sequences, folder: Folder, split: str) -> list[str]:
+    """Write one split and return the names of its files."""
+    folder.link(sequences, f"{split}.bin")
+    folder.write(f"{split}.idx", lambda file: _index(file, sequences))
+    return [f"{split}.bin", f"{split}.idx"]
+
+
+def _index(file: StagedFile, sequences: Sequences) -> None:
+    lengths, code = sequences.lengths, _CODES[sequences.dtype]
+    count = len(lengths)
+    file.write(_MAGIC + struct.pack("<QBQQ", 1, code, count, count + 1))
+    starts = range(0, count, _CHUNK)
+    for start in starts:
+        file.write(lengths[start : start + _CHUNK].astype("<i4").tobytes())
+    offset = 0
+    for start in starts:
+        ends = offset + np.cumsum(lengths[start : start + _CHUNK]) * sequences.dtype.itemsize
+        file.write(np.concatenate([[offset], ends[:-1]]).astype("<i8").tobytes())
+        offset = int(ends[-1])
+    for start in range(0, count + 1, _CHUNK):
+        file.write(np.arange(start, min(start + _CHUNK, count + 1), dtype="<i8").tobytes())
+
+
+def how_to_load(spec: StreamSpec) -> str:
+    """The lines to paste; `PATH` stands for the folder of this format."""
+    return (
+        f"# Megatron-LM: --data-path PATH/train --seq-length {spec.seq_len}"
+        f" --no-create-attention-mask-in-dataloader; each row is one document of {spec.seq_len}\n"
+        "from megatron.core.datasets.indexed_dataset import IndexedDataset\n"
+        "rows = IndexedDataset('PATH/train', mmap=True)\n"
+    )

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from mixc.proxy import loss as loss_module
+from mixc.proxy.loss import token_losses
+
+
+@pytest.fixture
+def case():
+    rng = np.random.default_rng(0)
+    hidden = torch.from_numpy(rng.normal(size=(3, 7, 8)).astype(np.float32))
+    head = torch.from_numpy(rng.normal(size=(11, 8)).astype(np.float32))
+    return hidden, head, torch.from_numpy(rng.integers(11, size=(3, 7)))
+
+
+def test_losses_are_minus_the_log_of_the_softmax(case):
+    hidden, head, targets = case
+    logits = hidden.double() @ head.double().T
+    log_p = logits.exp().div(logits.exp().sum(-1, keepdim=True)).log()
+    expected = -log_p.gather(-1, targets[..., None])[..., 0]
+    losses = token_losses(hidden, head, targets)
+    assert losses.shape == targets.shape
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 20, 21, 100])
+def test_chunks_change_nothing(case, rows, monkeypatch):
+    whole = token_losses(*case)
+    monkeypatch.setattr(loss_module, "_LOGITS_BYTES", rows * 11 * 4)
+    with torch.no_grad():
+        chunked = token_losses(*case)
+    torch.testing.assert_close(chunked, whole, rtol=1e-6, atol=1e-6)
+
+
+def test_the_cap_on_logits_holds_where_no_gradient_is_recorded(case, monkeypatch):
+    seen = []
+    plain = F.cross_entropy
+
+    def spy(logits, *args, **kwargs):
+        seen.append(len(logits))
+        return plain(logits, *args, **kwargs)
+
+    monkeypatch.setattr(loss_module, "_LOGITS_BYTES", 4 * 11 * 4)
+    monkeypatch.setattr(loss_module.F, "cross_entropy", spy)
+    with torch.no_grad():
+        token_losses(*case)
+    assert seen == [4, 4, 4, 4, 4, 1]
+
+
+def test_gradients_are_those_of_cross_entropy(case):
+    hidden, head, targets = case
+    weights = torch.arange(21.0).view(3, 7)
+    gradients = []
+    for use_ours in (True, False):
+        h, w = hidden.clone().requires_grad_(), head.clone().requires_grad_()
+        if use_ours:
+            losses = token_losses(h, w, targets)
+        else:
+            losses = F.cross_entropy((h @ w.T).transpose(1, 2), targets, reduction="none")
+        gradients.append(torch.autograd.grad((losses * weights).sum(), (h, w)))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,42 @@
+import pytest
+
+from mixc.proxy.model import Model
+from mixc.proxy.presets import PRESETS, Shape, default_learning_rate, flops_per_token, parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("nano", 0.45), ("micro", 2.7), ("mini", 10), ("small", 31), ("base", 85), ("large", 302)],
+)
+def test_presets_have_the_sizes_they_promise(name, millions):
+    shape = PRESETS[name]
+    assert parameters(shape, 0) / 1e6 == pytest.approx(millions, rel=0.03)
+    assert shape.hidden % 32 == 0
+    assert shape.head_dim == (32 if shape.width < 512 else 64)
+
+
+@pytest.mark.parametrize("shape", [PRESETS["nano"], Shape(3, 48, 2, 100)])
+def test_parameter_count_is_the_models(shape):
+    model = Model(shape, vocab=50, seed=0)
+    assert sum(weight.numel() for weight in model.parameters()) == parameters(shape, 50)
+
+
+def test_learning_rate_falls_with_width():
+    rates = [default_learning_rate(shape) for shape in PRESETS.values()]
+    assert rates[0] == 3e-3
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(3e-3 * 96 / 1024)
+
+
+def test_flops_by_hand():
+    # one layer, width 4, hidden 8, vocabulary 10, 6 positions
+    weights = 4 * 4 * 4 + 3 * 4 * 8
+    attention = 2 * 6 * 4
+    assert flops_per_token(Shape(1, 4, 2, 8), 10, 6) == 2 * (weights + attention + 40)
+
+
+def test_shapes_that_do_not_divide_are_refused():
+    with pytest.raises(AssertionError, match="heads"):
+        Shape(1, 10, 3, 8)
+    with pytest.raises(AssertionError, match="rotary"):
+        Shape(1, 9, 3, 8)

@@ -1,0 +1,174 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mixc.errors import MixcError
+from mixc.proxy.evaluate import domain_nats
+from mixc.proxy.model import Model
+from mixc.proxy.presets import Shape, flops_per_token
+from mixc.proxy.train import (
+    Batch,
+    TrainOptions,
+    deterministic,
+    mean_loss,
+    pick_device,
+    rate_at,
+    train,
+    weighted_loss,
+)
+
+VOCAB, LENGTH = 32, 32
+OPTIONS = TrainOptions(
+    shape=Shape(layers=2, width=32, heads=2, hidden=96),
+    vocab_size=VOCAB,
+    seq_len=LENGTH,
+    steps=8,
+    learning_rate=1e-2,
+    device="cpu",
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny products: threads only get in each other's way
+    yield
+    torch.set_num_threads(threads)
+
+
+def chain(rows, length, rng):
+    """A Markov chain with two equally likely successors a state: log 2 nats a token."""
+    step = np.array([3, 7])
+    tokens = np.empty((rows, length), dtype=np.int64)
+    tokens[:, 0] = rng.integers(VOCAB, size=rows)
+    for t in range(1, length):
+        tokens[:, t] = (5 * tokens[:, t - 1] + step[rng.integers(2, size=rows)]) % VOCAB
+    return tokens
+
+
+def batches(step):
+    rng = np.random.default_rng((1, step))
+    return Batch(chain(16, LENGTH + 1, rng), np.zeros(16, dtype=np.int64))
+
+
+def same_weights(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_training_reaches_the_entropy_of_a_chain():
+    trained = train(replace(OPTIONS, steps=150), batches, mean_loss)
+    assert trained.losses[0] == pytest.approx(math.log(VOCAB), abs=0.1)
+    stream = chain(1, 4000, np.random.default_rng(99))[0]
+    nats, predicted = domain_nats(trained.model, stream, LENGTH, "cpu")
+    assert math.log(2) - 0.03 < nats / predicted < math.log(2) + 0.08
+
+
+def test_two_runs_agree_to_the_bit_whatever_the_global_generator():
+    torch.manual_seed(1)
+    first = train(OPTIONS, batches, mean_loss)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second = train(OPTIONS, batches, mean_loss)
+    assert np.array_equal(first.losses, second.losses)
+    assert same_weights(first.model, second.model)
+    assert torch.equal(state, torch.get_rng_state())
+    assert not same_weights(first.model, train(replace(OPTIONS, seed=1), batches, mean_loss).model)
+
+
+def test_cost_and_reports():
+    seen = []
+    trained = train(OPTIONS, batches, mean_loss, on_step=lambda *given: seen.append(given))
+    assert [step for step, _ in seen] == list(range(8))
+    assert [loss for _, loss in seen] == trained.losses.tolist()
+    assert trained.tokens == 8 * 16 * LENGTH
+    assert trained.flops == 3 * flops_per_token(OPTIONS.shape, VOCAB, LENGTH) * trained.tokens
+
+
+def test_training_goes_on_from_given_weights():
+    first = train(OPTIONS, batches, mean_loss)
+    kept = {name: weight.clone() for name, weight in first.model.state_dict().items()}
+    still = train(replace(OPTIONS, learning_rate=0.0), batches, mean_loss, init=kept)
+    assert same_weights(still.model, first.model)
+    train(OPTIONS, batches, mean_loss, init=kept)
+    assert all(torch.equal(kept[name], w) for name, w in first.model.state_dict().items())
+
+
+def test_weight_decay_acts_on_matrices_alone():
+    def nothing(_step, losses, _batch):
+        return 0.0 * losses.sum()
+
+    options = replace(OPTIONS, steps=1, learning_rate=0.1)
+    start = Model(OPTIONS.shape, VOCAB, OPTIONS.seed).state_dict()
+    for name, weight in train(options, batches, nothing).model.state_dict().items():
+        factor = 0.99 if weight.ndim > 1 else 1.0
+        torch.testing.assert_close(weight, start[name] * factor)
+
+
+def test_a_loss_that_is_not_finite_names_the_step():
+    def poisoned(step, losses, _batch):
+        return losses.mean() * (math.nan if step == 3 else 1.0)
+
+    with pytest.raises(MixcError, match="step 3 of 8: the gradient's norm is nan") as caught:
+        train(OPTIONS, batches, poisoned)
+    assert caught.value.code == "MX050"
+    assert "solve.proxy.learning_rate" in caught.value.help
+
+    init = Model(OPTIONS.shape, VOCAB, seed=0).state_dict()
+    init["norm"] = torch.full_like(init["norm"], math.nan)
+    with pytest.raises(MixcError, match="step 0 of 8: the loss is nan"):
+        train(OPTIONS, batches, mean_loss, init=init)
+
+
+def test_settings_of_torch_are_put_back():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with pytest.raises(RuntimeError, match="boom"), deterministic():
+            assert torch.are_deterministic_algorithms_enabled()
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+            raise RuntimeError("boom")
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    with deterministic():
+        pass
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(MixcError, match="no CUDA device is here") as caught:
+        pick_device("cuda")
+    assert caught.value.code == "MX007"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 100, 333])
+def test_the_learning_rate_rises_then_falls(steps):
+    options = replace(OPTIONS, steps=steps, learning_rate=1.0)
+    rates = np.array([rate_at(step, options) for step in range(steps)])
+    rise = max(1, round(0.06 * steps))
+    assert rates[:rise] == pytest.approx(np.arange(1, rise + 1) / rise)
+    assert (np.diff(rates[rise - 1 :]) < 0).all()
+    if steps > 1:
+        assert rates[-1] == pytest.approx(0.1)
+
+
+def test_the_default_learning_rate_is_the_shapes():
+    options = replace(OPTIONS, learning_rate=None, steps=100)
+    assert max(rate_at(step, options) for step in range(100)) == 3e-3
+
+
+def test_weighted_loss_is_the_weighted_sum_of_domain_means():
+    losses = torch.tensor([[1.0, 3.0], [2.0, 6.0], [4.0, 8.0]], requires_grad=True)
+    batch = Batch(np.zeros((3, 3), dtype=np.int64), np.array([2, 0, 2]))
+    weights = np.array([0.5, 0.3, 0.2])  # domain 1 is absent, and its share is not made up for
+    loss = weighted_loss(losses, batch, weights)
+    assert loss.item() == pytest.approx(0.5 * 4.0 + 0.2 * 4.0)
+    loss.backward()
+    assert losses.grad[:, 0].tolist() == pytest.approx([0.05, 0.25, 0.05])

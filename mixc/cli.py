@@ -36,7 +36,7 @@ class _Main(click.Group):
 )
 @click.version_option(__version__)
 def cli() -> None:
-    r"""The offline data-mixture compiler for language-model pretraining.
+    """The offline data-mixture compiler for language-model pretraining.
 
     \b
     mixc run recipes/quickstart.yaml        all three stages, doing only what is stale

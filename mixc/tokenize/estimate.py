@@ -12,7 +12,7 @@ from mixc.registry import READERS
 from mixc.tokenize.encoder import Encoder, TokenizerFile
 from mixc.tokenize.inputs import Input
 
-_SAMPLE_BYTES = 200_000
+_READ_BYTES, _ENCODE_BYTES = 4_000_000, 200_000
 # Where no tokenizer exists yet (it will be trained), what byte-level BPE usually gives.
 _BYTES_PER_TOKEN, _BYTES_PER_SECOND = 4.0, 1.5e6
 
@@ -32,34 +32,32 @@ def estimate(recipe: Recipe, inputs: Sequence[Input], tokenizer: TokenizerFile |
     for name, domain in sorted(recipe.domains.items()):
         mine = [item for item in inputs if item.domain == name]
         options = ReadOptions(domain.text, domain.max_document_bytes)
-        consumed, texts = _head(mine[0], options)
-        size = max(1, sum(len(text.encode(errors="replace")) for text in texts))
-        scale = sum(item.bytes for item in mine) / max(consumed, 1)
-        if encoder is None:
-            tokens[name] = int(scale * size / _BYTES_PER_TOKEN)
-            seconds += scale * size / _BYTES_PER_SECOND
-        else:
-            start = time.perf_counter()
-            tokens[name] = int(scale * len(encoder.encode(texts)[0]))
-            seconds += scale * (time.perf_counter() - start)
+        text_bytes, texts = _head(mine[0], options)
+        text_bytes *= sum(item.bytes for item in mine) / max(mine[0].bytes, 1)
+        per_token, speed = _measure(encoder, texts)
+        tokens[name] = int(text_bytes / per_token)
+        seconds += text_bytes / speed
     return Estimate(tokens, seconds)
 
 
-def _head(item: Input, options: ReadOptions) -> tuple[int, list[str]]:
-    """Some first texts of a file, and how many of its bytes were read for them."""
+def _measure(encoder: Encoder | None, texts: list[str]) -> tuple[float, float]:
+    """Bytes of text per token, and per second."""
+    size = sum(len(text.encode(errors="replace")) for text in texts)
+    if encoder is None or size == 0:
+        return _BYTES_PER_TOKEN, _BYTES_PER_SECOND
+    start = time.perf_counter()
+    count = len(encoder.encode(texts)[0])
+    return size / count, size / (time.perf_counter() - start)
+
+
+def _head(item: Input, options: ReadOptions) -> tuple[float, list[str]]:
+    """About how much text is in a file, and some first texts of it."""
     source, texts, size = Source(item.path, item.name), [], 0
     for record in READERS[item.reader].load().read(source, options):
         if isinstance(record, Record):
-            texts.append(record.text)
-            size += len(record.text)
-            if size >= _SAMPLE_BYTES:
-                break
-    else:
-        return item.bytes, texts
-    return _share_read(source, item, size), texts
-
-
-def _share_read(source: Source, item: Input, size: int) -> int:
-    # A reader fetches blocks ahead; plain text cannot have used more bytes than it has letters.
-    plain = not item.name.endswith((".gz", ".zst", ".xz", ".parquet"))
-    return min(size, item.bytes) if plain else max(1, min(source.consumed, item.bytes))
+            if size < _ENCODE_BYTES:
+                texts.append(record.text)
+            size += len(record.text.encode(errors="replace"))
+            if size >= _READ_BYTES:
+                return size * item.bytes / max(source.consumed, 1), texts
+    return size, texts

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+_BROKEN_PIPE = 128 + signal.SIGPIPE
 _PATH = click.Path(path_type=Path)
 
 
@@ -93,7 +94,7 @@ def _give(data: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]]
 @_recipe_options
 @_workers_option
 def tokenize(recipe: Path, overrides: tuple[str, ...], as_json: bool, workers: int) -> None:
-    """Turn the recipe's corpora into a token store of memory-mapped Arrow shards."""
+    """Turn corpora into a store of memory-mapped Arrow shards."""
     from mixc.inspect import store_summary
     from mixc.report import tables
     from mixc.tokenize.stage import tokenize as run
@@ -104,7 +105,7 @@ def tokenize(recipe: Path, overrides: tuple[str, ...], as_json: bool, workers: i
 @cli.command("solve-weights")
 @_recipe_options
 def solve_weights(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Solve for the domain weights on the token store, by the recipe's method."""
+    """Solve for the domain weights by the recipe's method."""
     from mixc import pipeline
 
     _give_weights(pipeline.solve_weights(_load(recipe, overrides)), as_json)
@@ -121,7 +122,7 @@ def _give_weights(solved: Any, as_json: bool) -> None:
 @_recipe_options
 @_workers_option
 def build_mixture(recipe: Path, overrides: tuple[str, ...], as_json: bool, workers: int) -> None:
-    """Compile the store and the weights into a mixture in the trainers' formats."""
+    """Compile store and weights into trainers' formats."""
     from mixc import pipeline
     from mixc.inspect import mixture_summary
     from mixc.report import tables
@@ -158,7 +159,10 @@ def run(recipe: Path, overrides: tuple[str, ...], as_json: bool, workers: int) -
 @_recipe_options
 @_workers_option
 def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool, workers: int) -> None:
-    """Say what a run would do: rows, epochs, bytes, time, disk. Writes nothing."""
+    """Say what a run would do; write nothing.
+
+    Rows, epochs, bytes, time and disk, stage by stage, as far as they can be known yet.
+    """
     from dataclasses import asdict
 
     from mixc import pipeline
@@ -173,7 +177,11 @@ def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool, workers: int) 
 @click.option("--store", type=_PATH, help="The store of a mixture; default: the one beside it.")
 @_json_option
 def verify(path: Path, store: Path | None, as_json: bool) -> None:
-    """Hash every file of a store or mixture again, and derive all that its manifest claims."""
+    """Hash and derive a store or mixture again.
+
+    Every file is hashed, the ledger and the order are derived from the provenance, and each row
+    of a mixture is compared with the documents that it was cut from.
+    """
     from mixc.verify import verify as check
 
     report = check(path, store=store)
@@ -204,7 +212,7 @@ def _checked(data: dict[str, Any]) -> str:
 @click.option("--decode", is_flag=True, help="Show the text as well.")
 @_json_option
 def inspect(path: Path, row: int | None, doc: int | None, decode: bool, as_json: bool) -> None:
-    """Show what is in a store or a mixture, down to one row or document."""
+    """Show a store or mixture, or one row or document."""
     from mixc.inspect import inspect as look
     from mixc.report import tables
 
@@ -223,19 +231,21 @@ def schema() -> None:
 
 def main() -> NoReturn:
     """Run a command and exit with its code."""
-    signal.signal(signal.SIGTERM, _on_terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         code = cli.main(standalone_mode=False) or 0
+        sys.stdout.flush()
     except (MixcError, MixcErrors) as error:
         code = _fail(error)
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        progress.say("stopped: finished work is kept, run again to go on")
-        _leave(130)
     except BrokenPipeError:
-        _leave(141)
+        _leave(_BROKEN_PIPE)
+    except SystemExit:
+        # Outside its standalone mode click exits by itself for one reason: a closed pipe.
+        _leave(_BROKEN_PIPE)
     sys.exit(code)
 
 
@@ -247,11 +257,13 @@ def _fail(error: MixcError | MixcErrors) -> int:
     return error.exit_code
 
 
+def _stop(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    """End at once: whatever moment it is, what is staged can be adopted and the rest is whole."""
+    show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+    os.write(2, f"{show_cursor}\nstopped: finished work is kept, run again to go on\n".encode())
+    _leave(128 + signum)
+
+
 def _leave(code: int) -> NoReturn:
     """Exit without waiting for workers: they end when this process does."""
-    sys.stderr.flush()
     os._exit(code)
-
-
-def _on_terminate(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    _leave(128 + signum)

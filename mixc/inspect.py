@@ -9,11 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from mixc.build import provenance
-from mixc.build.mixture import Mixture, open_mixture
+from mixc.build.mixture import Mixture, kind_of, open_mixture
 from mixc.errors import MixcError, Place
 from mixc.store.store import TOKENIZER, Domain, Store, open_store
 from mixc.tokenize.encoder import load
-from mixc.verify import flat_tokens, kind_of
 
 
 def inspect(
@@ -130,7 +129,7 @@ def _row(mixture: Mixture, row: int, decode: bool) -> dict[str, Any]:
     with pq.ParquetFile(mixture.root / provenance.FILE) as file:
         group, local = divmod(row, mixture.manifest["block_rows"])
         entry: dict[str, Any] = file.read_row_group(group).slice(local, 1).to_pylist()[0]
-    tokens = flat_tokens(mixture)
+    tokens = mixture.flat_tokens()
     if tokens is not None:
         entry["tokens"] = tokens[row].tolist()
     if decode:

@@ -349,13 +349,13 @@ class Recipe(Strict):
         """The earlier store whose holdout is kept out too, if the recipe names one."""
         return None if self.holdout.also is None else self.resolve(self.holdout.also)
 
-    def canonical(self) -> dict[str, object]:
+    def canonical(self) -> dict[str, Any]:
         """All keys as plain data for hashing: defaults filled in, paths as written.
 
         Options of methods that are not chosen are left out, so that a new method in the registry
         changes no recipe's hash.
         """
-        data: dict[str, object] = self.model_dump(mode="json")
+        data: dict[str, Any] = self.model_dump(mode="json")
         data["workdir"] = self.workdir or f"build/{self.name}"
         if isinstance(solve := data["solve"], dict):
             data["solve"] = {

@@ -17,7 +17,7 @@ from mixc import progress
 from mixc.build import mixture as mixtures
 from mixc.build import order, provenance
 from mixc.build.gather import block_digest, stream_hash
-from mixc.build.mixture import Mixture, open_mixture
+from mixc.build.mixture import Mixture, kind_of, open_mixture
 from mixc.errors import MixcError, Place, raise_all
 from mixc.rows.stream import DomainStream, Spans, targets
 from mixc.store import store as stores
@@ -58,19 +58,6 @@ def verify(path: Path, *, store: Path | None = None) -> Report:
         _verify_mixture(open_mixture(path), store, report)
     raise_all(report.problems)
     return report
-
-
-def kind_of(path: Path) -> str:
-    """`store` or `mixture`, by the manifest in the folder. Raises MX070 if there is neither."""
-    for kind, name in (("store", stores.MANIFEST), ("mixture", mixtures.MANIFEST)):
-        if (path / name).is_file():
-            return kind
-    raise MixcError(
-        "MX070",
-        "neither a store nor a mixture",
-        place=Place(str(path)),
-        help=f"name a folder that holds {stores.MANIFEST} or {mixtures.MANIFEST}",
-    )
 
 
 def _check_files(root: Path, files: list[FileRecord], report: Report) -> None:
@@ -171,20 +158,8 @@ def _tables(mixture: Mixture) -> Iterator[pa.Table]:
             yield file.read_row_group(group)
 
 
-def flat_tokens(mixture: Mixture) -> NDArray[Any] | None:
-    """The rows as one mapped array [rows, seq_len], if a format of the mixture keeps them so."""
-    manifest = mixture.manifest
-    shape = (manifest["rows"], manifest["seq_len"])
-    for entry in manifest["formats"].values():
-        for file in entry["files"]:
-            if file["path"].endswith(".bin") and len(entry["files"]) <= 2:
-                path = mixture.root / file["path"]
-                return np.memmap(path, manifest["dtype"], mode="r", shape=shape)
-    return None
-
-
 def _check_stream(mixture: Mixture, report: Report) -> None:
-    rows = flat_tokens(mixture)
+    rows = mixture.flat_tokens()
     if rows is None:
         return
     step = mixture.manifest["block_rows"]
@@ -214,7 +189,7 @@ def _source(mixture: Mixture, given: Path | None) -> Store | None:
 
 def _trace(mixture: Mixture, store: Store, report: Report) -> None:
     """Compare every row with the documents that its provenance names."""
-    rows, manifest = flat_tokens(mixture), mixture.manifest
+    rows, manifest = mixture.flat_tokens(), mixture.manifest
     if rows is None:
         return
     streams = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gzip
 import lzma
 import zlib
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
 
 from mixc.readers.records import Source
 
@@ -23,8 +23,8 @@ def blocks(source: Source) -> Iterator[bytes]:
         raise source.damaged("MX027", error.strerror) from error
     with raw:
         try:
-            stream = _decompress(raw, source.name.lower())
-            while block := stream.read(BLOCK):
+            read = _decompress(raw, source.name.lower())
+            while block := read():
                 source.consumed = raw.tell()
                 yield block
         except _DAMAGE as error:
@@ -32,14 +32,34 @@ def blocks(source: Source) -> Iterator[bytes]:
         source.consumed = raw.tell()
 
 
-def _decompress(raw: BinaryIO, name: str) -> BinaryIO:
-    if name.endswith(".gz"):
-        return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
+def _decompress(raw: BinaryIO, name: str) -> Callable[[], bytes]:
+    """A function that gives the next block; an empty one is the end."""
     if name.endswith(".xz"):
-        return lzma.LZMAFile(raw)  # type: ignore[return-value]
+        found = filter(None, _xz(raw))
+        return lambda: next(found, b"")
+    stream: Any = raw
+    if name.endswith(".gz"):
+        stream = gzip.GzipFile(fileobj=raw)
     if name.endswith(".zst"):
         import pyarrow as pa
 
         # zstandard's stream reader ends without a word on a cut frame; pyarrow's says so.
-        return pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")  # type: ignore[no-any-return]
-    return raw
+        stream = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
+    return lambda: stream.read(BLOCK)
+
+
+def _xz(raw: BinaryIO) -> Iterator[bytes]:
+    """The streams of an xz file; `lzma.LZMAFile` takes damage after the first for the end."""
+    stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+    while held := raw.read(BLOCK):
+        while held:
+            if stream.eof:
+                held = held.lstrip(b"\0")  # the format's padding between streams
+                stream = lzma.LZMADecompressor(lzma.FORMAT_XZ) if held else stream
+                continue
+            yield stream.decompress(held, BLOCK)
+            while not (stream.eof or stream.needs_input):
+                yield stream.decompress(b"", BLOCK)
+            held = stream.unused_data
+    if not stream.eof:
+        raise EOFError("Compressed file ended before the end-of-stream marker was reached")

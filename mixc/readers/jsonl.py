@@ -10,7 +10,8 @@ import msgspec
 from mixc.readers.codecs import blocks
 from mixc.readers.records import BadRecord, ReadOptions, Record, Source
 
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_HIGH, _LOW = rb"\\u[dD][89abAB]..", rb"\\u[dD][c-fC-F].."
+_LONE_SURROGATE = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -42,7 +43,7 @@ def _decode(
     except UnicodeDecodeError:
         return BadRecord("MX022", "the text is not valid UTF-8", row, offset)
     except (msgspec.DecodeError, RecursionError) as error:
-        if _SURROGATE.search(line):
+        if _LONE_SURROGATE.search(line):
             return BadRecord("MX022", "a lone surrogate has no UTF-8 form", row, offset)
         return BadRecord("MX020", f"the line is not valid JSON: {error}", row, offset)
 

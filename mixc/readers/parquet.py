@@ -15,7 +15,7 @@ _ROWS = 1024
 def read(source: Source, options: ReadOptions) -> Iterator[Record | BadRecord]:
     """Yield the text column's strings, batch by batch."""
     try:
-        with pq.ParquetFile(source.path) as file:
+        with pq.ParquetFile(source.path, page_checksum_verification=True) as file:
             _check_column(file, source, options.text)
             size, rows = source.path.stat().st_size, max(file.metadata.num_rows, 1)
             row = 0

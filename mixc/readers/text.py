@@ -19,6 +19,6 @@ def read(source: Source, options: ReadOptions) -> Iterator[Record | BadRecord]:
             return
         parts.append(block)
     try:
-        yield Record(0, b"".join(parts).decode())
+        yield Record(0, b"".join(parts).decode().removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
         yield BadRecord("MX022", "the text is not valid UTF-8", 0, error.start)

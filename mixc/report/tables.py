@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,10 +24,10 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         grid.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         grid.add_row(*row)
-    console = Console()
-    if not console.is_terminal:
-        console.width = _WIDE
-    console.print(grid)
+    page = io.StringIO()
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
+    Console(file=page, width=width).print(grid)
+    print("\n".join(line.rstrip() for line in page.getvalue().splitlines()))
 
 
 def store(summary: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from mixc_kernels.copy_spans import copy_spans
@@ -177,5 +178,5 @@ def _count_up(counts: Index) -> Index:
     return np.arange(int(counts.sum())) - np.repeat(targets(counts), counts)
 
 
-def _joined(parts: list[NDArray[np.generic]], dtype: type) -> NDArray[np.generic]:
+def _joined(parts: list[NDArray[Any]], dtype: type) -> NDArray[Any]:
     return np.concatenate([np.zeros(0, dtype), *parts])

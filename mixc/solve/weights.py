@@ -71,8 +71,9 @@ def check_simplex(data: object, name: str, place: Place) -> dict[str, float]:
 
 
 def _is_weight(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value >= 0  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and value >= 0
 
 
 def finite_or_none(value: float) -> float | None:

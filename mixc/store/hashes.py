@@ -68,9 +68,10 @@ def unseal(path: Path, schema: str) -> dict[str, Any]:
         data = json.loads(raw)
         found = data.pop(_SEAL)
         name = data["schema"]
+        whole = found == key_of(data) and raw == seal(data)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise MixcError("MX040", "the manifest is damaged", place=place) from None
-    if found != key_of(data) or raw != seal(data):
+    if not whole:
         raise MixcError("MX040", "the manifest is damaged: its hash does not match", place=place)
     if name != schema:
         raise MixcError(

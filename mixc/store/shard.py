@@ -104,7 +104,6 @@ def write_shard(folder: Path, documents: Documents) -> ShardRecord:
         for name, column in zip(_COLUMNS, columns, strict=True)
     ]
     batch = pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
-    folder.mkdir(parents=True, exist_ok=True)
     unnamed = folder / "unnamed.arrow"
     with commit.create(unnamed) as file, commit.arrow_file(file, batch.schema) as writer:
         writer.write_batch(batch)
@@ -122,7 +121,7 @@ def write_shard(folder: Path, documents: Documents) -> ShardRecord:
 
 def _values_offset(path: Path) -> int:
     with pa.memory_map(str(path)) as file:
-        start = file.read_buffer(0).address
+        start = file.read_buffer(1).address  # an empty buffer has none
         values = pa.ipc.open_file(file).get_batch(0).column(0).values
         return int(values.buffers()[1].address - start)
 

@@ -11,6 +11,7 @@ from mixc.recipe import Recipe
 from mixc.registry import READERS
 from mixc.tokenize.encoder import Encoder, TokenizerFile
 from mixc.tokenize.inputs import Input
+from mixc.tokenize.unit import read_options
 
 _READ_BYTES, _ENCODE_BYTES = 4_000_000, 200_000
 # Where no tokenizer exists yet (it will be trained), what byte-level BPE usually gives.
@@ -31,7 +32,7 @@ def estimate(recipe: Recipe, inputs: Sequence[Input], tokenizer: TokenizerFile |
     tokens, seconds = {}, 0.0
     for name, domain in sorted(recipe.domains.items()):
         mine = [item for item in inputs if item.domain == name]
-        options = ReadOptions(domain.text, domain.max_document_bytes)
+        options = read_options(domain)
         text_bytes, texts = _head(mine[0], options)
         text_bytes *= sum(item.bytes for item in mine) / max(mine[0].bytes, 1)
         per_token, speed = _measure(encoder, texts)

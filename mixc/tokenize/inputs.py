@@ -47,7 +47,10 @@ def find(recipe: Recipe) -> list[Input]:
             if isinstance(found, MixcError):
                 errors.append(found)
                 continue
-            first = owner.setdefault(os.path.realpath(found.path), domain)
+            file = os.path.realpath(found.path)
+            if owner.get(file) == domain:
+                continue  # the same file under two names
+            first = owner.setdefault(file, domain)
             if first != domain:
                 message = f"'{name}' belongs to two domains: '{first}' and '{domain}'"
                 help = "a file's tokens would be counted twice: narrow one of the patterns"
@@ -62,7 +65,11 @@ def hashed(inputs: Sequence[Input]) -> list[Input]:
     done = []
     with progress.task("hash inputs", sum(item.bytes for item in inputs), "B") as task:
         for item in inputs:
-            done.append(Input(**{**item.__dict__, "xxh3": hash_file(item.path)}))
+            try:
+                done.append(Input(**{**item.__dict__, "xxh3": hash_file(item.path)}))
+            except OSError as error:
+                message = f"cannot read the file: {(error.strerror or str(error)).lower()}"
+                raise MixcError("MX027", message, place=Place(item.name)) from error
             task.advance(item.bytes)
     return done
 

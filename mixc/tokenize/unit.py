@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mixc.engine.local import Report
 from mixc.errors import MixcError, Place
 from mixc.readers.records import BadRecord, ReadOptions, Record, Source
+from mixc.recipe import Domain
 from mixc.registry import READERS
 from mixc.store import commit
 from mixc.store.hashes import check_file, hash_file, key_of, seal, unseal
@@ -61,6 +62,11 @@ class Worker:
 def make_worker(file: TokenizerFile, staging: Path) -> Worker:
     """Set a worker up."""
     return Worker(Encoder(file), staging)
+
+
+def read_options(domain: Domain) -> ReadOptions:
+    """How a domain of a recipe is read."""
+    return ReadOptions(domain.text, domain.max_document_bytes)
 
 
 def plan_units(
@@ -173,11 +179,15 @@ def _tokenize_file(
     source = Source(item.path, item.name)
     skipped: dict[str, int] = {}
     documents = reported = 0
-    for batch in _batches(_texts(source, item, task, skipped)):
-        staged.add(_encode(encoder, number, batch))
-        documents += len(batch)
-        report(min(source.consumed, item.bytes) - reported)
-        reported = min(source.consumed, item.bytes)
+    try:
+        for batch in _batches(_texts(source, task, item.reader, skipped)):
+            staged.add(_encode(encoder, number, batch))
+            documents += len(batch)
+            report(min(source.consumed, item.bytes) - reported)
+            reported = min(source.consumed, item.bytes)
+    except MixcError:
+        _check_unchanged(item)  # half a line, because somebody is writing it?
+        raise
     report(item.bytes - reported)
     _check_unchanged(item)
     if not documents:
@@ -193,7 +203,11 @@ def _tokenize_file(
 
 
 def _check_unchanged(item: Input) -> None:
-    if hash_file(item.path) != item.xxh3:
+    try:
+        unchanged = hash_file(item.path) == item.xxh3
+    except OSError:
+        unchanged = False
+    if not unchanged:
         raise MixcError(
             "MX029",
             "the file changed while it was read",
@@ -209,17 +223,15 @@ class _Text:
     utf8: bytes
 
 
-def _texts(source: Source, item: Input, task: UnitTask, skipped: dict[str, int]) -> Iterator[_Text]:
+def _texts(source: Source, task: UnitTask, reader: str, skipped: dict[str, int]) -> Iterator[_Text]:
     """The documents of a file; bad records raise, or are counted by their code."""
-    reader = READERS[item.reader].load()
-    for record in reader.read(source, task.options):
+    for record in READERS[reader].load().read(source, task.options):
         found = _check(record, task.options.max_bytes)
         if isinstance(found, _Text):
             yield found
         elif task.skip_bad:
             skipped[found.code] = skipped.get(found.code, 0) + 1
         else:
-            _check_unchanged(item)  # half a line, because somebody is writing it?
             raise found.error(source)
 
 

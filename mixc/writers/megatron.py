@@ -63,8 +63,10 @@ def _index(file: StagedFile, sequences: Sequences) -> None:
 def how_to_load(spec: StreamSpec) -> str:
     """The lines to paste; `PATH` stands for the folder of this format."""
     return (
-        f"# Megatron-LM: --data-path PATH/train --seq-length {spec.seq_len}"
-        f" --no-create-attention-mask-in-dataloader; each row is one document of {spec.seq_len}\n"
+        "# Megatron-LM: --train-data-path PATH/train --valid-data-path PATH/val"
+        f" --seq-length {spec.seq_len}\n"
+        f"# Each row is one document of {spec.seq_len} tokens: Megatron shuffles rows by its own"
+        " seed and keeps them whole.\n"
         "from megatron.core.datasets.indexed_dataset import IndexedDataset\n"
         "rows = IndexedDataset('PATH/train', mmap=True)\n"
     )

@@ -29,8 +29,8 @@ def write(sequences: Sequences, folder: Folder, split: str) -> list[str]:
 def how_to_load(spec: StreamSpec) -> str:
     """The lines to paste; `PATH` stands for the folder of this format."""
     return (
-        "# nanoGPT: ln -s PATH data/mixc, then python train.py --dataset=mixc "
-        f"--block_size={min(spec.seq_len, 1024)}\n"
+        '# nanoGPT: ln -s "$(realpath PATH)" data/mixc && '
+        f"python train.py --dataset=mixc --block_size={spec.seq_len}\n"
         "import numpy as np\n"
         "rows = np.memmap('PATH/train.bin', dtype=np.uint16, mode='r')"
         f".reshape(-1, {spec.seq_len})\n"

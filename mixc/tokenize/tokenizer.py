@@ -1,0 +1,83 @@
+"""Where the tokenizer comes from: a file, the hub, the store that is there, or training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from mixc.errors import MixcError, Place
+from mixc.recipe import Recipe
+from mixc.store.hashes import hash_file, key_of
+from mixc.store.store import TOKENIZER, Store
+from mixc.tokenize import encoder, train
+from mixc.tokenize.encoder import TokenizerFile
+from mixc.tokenize.inputs import Input
+from mixc.tokenize.unit import ALGORITHM, read_options
+
+
+def tokenizer_key(recipe: Recipe, inputs: Sequence[Input]) -> str:
+    """The key of everything that the tokenizer depends on. Raises MX030."""
+    options = recipe.tokenizer
+    data: dict[str, Any] = {"algorithm": ALGORITHM, **recipe.canonical()["tokenizer"]}
+    if options.path is not None:
+        try:
+            data["file"] = hash_file(recipe.resolve(options.path))
+        except OSError as error:
+            raise MixcError(
+                "MX030",
+                f"cannot read the tokenizer: {(error.strerror or str(error)).lower()}",
+                place=recipe.place("tokenizer", "path"),
+            ) from error
+    elif options.train is not None:
+        data["inputs"] = [[item.domain, item.reader, item.xxh3] for item in inputs]
+        data["read"] = {name: domain.text for name, domain in recipe.domains.items()}
+    return key_of(data)
+
+
+def stored_tokenizer(store: Store | None, key: str) -> TokenizerFile | None:
+    """The tokenizer of the store that is there, if it is the one of this key, and whole."""
+    if store is None or store.manifest["tokenizer"]["key"] != key:
+        return None
+    known = store.manifest["tokenizer"]
+    try:
+        raw = (store.root / TOKENIZER).read_bytes()
+    except OSError:
+        return None
+    if sha256(raw).hexdigest() != known["sha256"]:
+        return None
+    return encoder.describe(raw, eot=known["eot"], source=known["source"], key=key)
+
+
+def obtain(recipe: Recipe, inputs: Sequence[Input], key: str) -> TokenizerFile:
+    """Load or train the recipe's tokenizer. Raises MX030."""
+    options = recipe.tokenizer
+    describe = partial(encoder.describe, eot=options.eot, key=key)
+    if options.path is not None:
+        return describe(recipe.resolve(options.path).read_bytes(), source=options.path)
+    if options.hub is not None:
+        return describe(_from_hub(options.hub), source=f"hub:{options.hub}")
+    assert options.train is not None
+    raw = train.train(
+        inputs,
+        {name: read_options(domain) for name, domain in recipe.domains.items()},
+        vocab_size=options.train.vocab_size,
+        sample_bytes=options.train.sample_bytes,
+    )
+    return describe(raw, source="trained on the recipe's domains")
+
+
+def _from_hub(name: str) -> bytes:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, TOKENIZER)).read_bytes()
+    except Exception as error:  # the hub's errors have many roots
+        raise MixcError(
+            "MX030",
+            f"cannot get the tokenizer from the hub: {type(error).__name__}",
+            place=Place(f"hub:{name}"),
+            help="check the name and the network, or give tokenizer.path a local tokenizer.json",
+        ) from error

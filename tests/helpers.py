@@ -1,0 +1,83 @@
+"""What tests share: a tiny tokenizer, and recipes over small corpora on disk."""
+
+import json
+import random
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+EOT = "<|endoftext|>"
+_WORDS = ["the", "of", "quick", "brown", "fox", "12", "def", "=", "+", "(", "naïve", "漢字"]
+
+
+def texts(seed: int, count: int, words: int = 12) -> list[str]:
+    """Random texts of 1 to 2 * words words, all different."""
+    rng = random.Random(seed)
+    made = []
+    for number in range(count):
+        picked = rng.choices(_WORDS, k=rng.randint(1, 2 * words))
+        made.append(f"{seed}.{number} " + " ".join(picked) + rng.choice(["", "\n", "."]))
+    return made
+
+
+@cache
+def tokenizer_json(vocab_size: int = 320) -> bytes:
+    """A byte-level BPE tokenizer.json; its end-of-text token is `<|endoftext|>`, id 0."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts(0, 200), trainer)
+    return tokenizer.to_str().encode()
+
+
+def write_jsonl(path: Path, texts: list[str], field: str = "text") -> Path:
+    """One JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({field: text}, ensure_ascii=False) + "\n" for text in texts]
+    path.write_text("".join(lines), encoding="utf-8", newline="")
+    return path
+
+
+def write_recipe(
+    tmp_path: Path, domains: dict[str, list[str] | dict[str, Any]], **overrides: Any
+) -> Path:
+    """Write corpora, `tokenizer.json` and `recipe.yaml` into a folder; return the recipe's path.
+
+    A domain is a list of texts (written to `corpus/<domain>.jsonl`), or the domain's section of
+    the recipe, over files of the caller. An override replaces a top-level key of the recipe; one
+    that is a mapping is merged into it, as in `mixture={"rows": 9}`. The store will be in
+    `tmp_path / "out" / "store"`.
+    """
+    data: dict[str, Any] = {
+        "name": "test",
+        "workdir": "out",
+        "tokenizer": {"path": "tokenizer.json"},
+        "domains": {},
+        "holdout": {"fraction": 0.1},
+        "mixture": {"weights": "natural", "rows": 8, "seq_len": 16, "formats": ["nanogpt"]},
+        "seed": 0,
+    }
+    tmp_path.mkdir(parents=True, exist_ok=True)
+    for name, content in domains.items():
+        if isinstance(content, list):
+            write_jsonl(tmp_path / "corpus" / f"{name}.jsonl", content)
+            content = {"paths": [f"corpus/{name}.jsonl"]}
+        data["domains"][name] = content
+    for key, value in overrides.items():
+        merges = isinstance(value, dict) and isinstance(data.get(key), dict) and key != "tokenizer"
+        data[key] = {**data[key], **value} if merges else value
+    if not (tmp_path / "tokenizer.json").exists():
+        (tmp_path / "tokenizer.json").write_bytes(tokenizer_json())
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path

@@ -34,6 +34,7 @@ CODES: dict[str, tuple[int, str]] = {
     "MX029": (CHANGED, "an input changed while it was read"),
     "MX030": (FAILED, "a tokenizer cannot be used"),
     "MX031": (FAILED, "a token id is out of range"),
+    "MX032": (FAILED, "a document spells the end-of-text token"),
     "MX040": (DAMAGED, "damage found"),
     "MX041": (FAILED, "an output is missing"),
     "MX042": (LOCKED, "another run holds the output"),

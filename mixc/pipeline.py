@@ -10,12 +10,13 @@ from typing import Any
 from mixc.build import stage as build_stage
 from mixc.build.mixture import Mixture
 from mixc.build.plan import BuildPlan, make_plan
-from mixc.errors import MixcError
+from mixc.errors import MixcError, Place
 from mixc.recipe import Recipe
 from mixc.solve import stage as solve_stage
 from mixc.solve.weights import SolvedWeights, open_weights, read_weights
 from mixc.store.store import Store, open_store
 from mixc.tokenize import stage as tokenize_stage
+from mixc.tokenize.assemble import options_key
 
 _BUILD_BYTES_PER_SECOND = 2e8  # about what one core gathers and hashes
 
@@ -65,13 +66,17 @@ def build_mixture(recipe: Recipe, *, workers: int) -> Mixture:
 
 
 def current_store(recipe: Recipe) -> Store:
-    """The recipe's store, its files all there; its domains must be the recipe's."""
+    """The recipe's store, its files all there. Raises MX045 if the recipe has changed since.
+
+    Whether the inputs have changed is for `tokenize` to say: that takes reading them.
+    """
     store = open_store(recipe.workdir_path / "store")
     store.check_sizes()
-    if list(store.domains) != sorted(recipe.domains):
+    if store.manifest["options_key"] != options_key(recipe):
         raise MixcError(
             "MX045",
-            "the store was made for other domains than the recipe's",
+            "the store was made with other domains, tokenizer, holdout or seed than the recipe's",
+            place=Place(str(store.root)),
             help="run `mixc tokenize`, or `mixc run`",
         )
     return store

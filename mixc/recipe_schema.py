@@ -29,6 +29,7 @@ from mixc.registry import METHODS, READERS, WRITERS
 PRESETS = ("nano", "micro", "mini", "small", "base", "large")
 WEIGHT_WORDS = ("solved", "natural", "uniform", "unimax")
 RECIPE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+RESERVED_NAMES = ("manifest.json", "tokenizer.json", "holdout.arrow")
 DOMAIN_NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 
 UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
@@ -63,6 +64,18 @@ def _matches(pattern: str, hint: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _not_reserved(value: str) -> str:
+    if value in RESERVED_NAMES:
+        raise wrong("MX007", f"{value!r} is the name of a file of the store", "rename the domain")
+    return value
+
+
+def _check_field(value: str) -> str:
+    if any(ch in '"\\' or not ch.isprintable() for ch in value):
+        raise wrong("MX007", f"{value!r:.80} is not the name of a field", "name a plain field")
+    return value
 
 
 def _known(names: Collection[str], noun: str) -> AfterValidator:
@@ -140,6 +153,7 @@ DomainName = Annotated[
     _matches(
         DOMAIN_NAME, "begin with a-z or a digit; then a-z, digits, . _ - (64 characters at most)"
     ),
+    AfterValidator(_not_reserved),
     WithJsonSchema({"type": "string", "pattern": f"^{DOMAIN_NAME}$"}),
 ]
 ReaderName = Annotated[str, _known(READERS, "reader"), _enum(READERS)]
@@ -199,7 +213,9 @@ class Domain(Strict):
     format: ReaderName | None = Field(
         default=None, description="the reader; by default by file name"
     )
-    text: Text = Field(default="text", description="the field that holds a record's text")
+    text: Annotated[Text, AfterValidator(_check_field)] = Field(
+        default="text", description="the field that holds a record's text"
+    )
     on_bad_record: Literal["error", "skip"] = Field(
         default="error", description="stop at a bad record, or leave it out and count it"
     )

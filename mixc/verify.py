@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mixc import progress
 from mixc.build import mixture as mixtures
 from mixc.build import order, provenance
+from mixc.build.counts import row_counts
 from mixc.build.gather import block_digest, stream_hash
 from mixc.build.mixture import Mixture, kind_of, open_mixture
 from mixc.errors import MixcError, Place, raise_all
@@ -113,6 +115,8 @@ def _verify_mixture(mixture: Mixture, store: Path | None, report: Report) -> Non
         return
     report.rows = mixture.manifest["rows"]
     _check_ledger(mixture, report)
+    if report.problems:  # what follows relies on the counts
+        return
     _check_order(mixture, report)
     _check_stream(mixture, report)
     source = _source(mixture, store)
@@ -133,11 +137,33 @@ def _check_ledger(mixture: Mixture, report: Report) -> None:
     reads = {name: (entry["read"], entry["held_out"]) for name, entry in claimed.items()}
     if mixtures.make_ledger(reads, taken) != claimed:
         report.wrong("the ledger is not what the provenance adds up to", path)
-    if rows != {name: entry["rows"] for name, entry in manifest["domains"].items()}:
-        report.wrong("the rows of the domains are not what the provenance says", path)
-    row_tokens = {name: count * manifest["seq_len"] for name, count in rows.items()}
+    total, row_tokens = manifest["rows"], {n: rows[n] * manifest["seq_len"] for n in rows}
+    if (sum(rows.values()), sum(row_tokens.values())) != (total, manifest["tokens"]):
+        report.wrong("the rows of the mixture are not what the provenance says", path)
+    for name, entry in manifest["domains"].items():
+        read, held = reads[name]
+        derived = {
+            "rows": rows[name],
+            "tokens": row_tokens[name],
+            "realised": rows[name] / total,
+            "epochs": row_tokens[name] / max(read - held, 1),
+        }
+        if derived.items() - entry.items():
+            report.wrong(f"the rows of '{name}' are not what the provenance says", path)
+    _check_weights(mixture, report)
     for message in mixtures.check_ledger(claimed, row_tokens):
         report.wrong(message, path)
+
+
+def _check_weights(mixture: Mixture, report: Report) -> None:
+    """Derive the rows again from the weights, where no cap has moved them."""
+    domains, total = mixture.manifest["domains"], mixture.manifest["rows"]
+    if any(entry["capped"] for entry in domains.values()):
+        return
+    weights = np.array([entry["weight"] for entry in domains.values()], np.float64)
+    derived = row_counts(weights / weights.sum(), total, np.full(len(weights), total)).rows
+    if derived.tolist() != [entry["rows"] for entry in domains.values()]:
+        report.wrong("the rows of the domains are not those of their weights")
 
 
 def _check_order(mixture: Mixture, report: Report) -> None:
@@ -149,7 +175,7 @@ def _check_order(mixture: Mixture, report: Report) -> None:
     rows = np.bincount(labels, minlength=len(names))
     error = order.prefix_error(labels, rows, shuffle_block=manifest["order"]["shuffle_block"])
     if error != manifest["order"]["max_prefix_error"] or error > order.bound(rows):
-        report.wrong(f"the order is {error:.3f} rows off its weights, more than it claims")
+        report.wrong(f"the order is {error:.3f} rows off its weights, not what it claims")
 
 
 def _tables(mixture: Mixture) -> Iterator[pa.Table]:
@@ -188,17 +214,28 @@ def _source(mixture: Mixture, given: Path | None) -> Store | None:
 
 
 def _trace(mixture: Mixture, store: Store, report: Report) -> None:
-    """Compare every row with the documents that its provenance names."""
+    """Derive every row's sources again, and compare its tokens with theirs."""
     rows, manifest = mixture.flat_tokens(), mixture.manifest
+    for name, entry in manifest["ledger"].items():
+        domain = store.domains[name]
+        if (entry["read"], entry["held_out"]) != (domain.tokens, domain.held_tokens):
+            report.wrong(f"the ledger of '{name}' does not begin with the tokens of the store")
     if rows is None:
         return
     streams = {
         name: DomainStream(store, name, seq_len=manifest["seq_len"], seed=manifest["seed"])
         for name in manifest["domains"]
     }
+    done = dict.fromkeys(streams, 0)
     with progress.task("trace rows", manifest["rows"], "rows") as task:
         for table in _tables(mixture):
             first = table["row"][0].as_py()
+            for name, stream in streams.items():
+                mine = table.filter(pc.field("domain") == name)
+                if not _same_sources(mine, stream, done[name]):
+                    report.wrong(f"rows of '{name}' do not come from where their plan says")
+                    return
+                done[name] += len(mine)
             out = np.empty(table.num_rows * manifest["seq_len"], rows.dtype)
             for name, stream in streams.items():
                 _refill(table, name, stream, out)
@@ -207,6 +244,17 @@ def _trace(mixture: Mixture, store: Store, report: Report) -> None:
                 report.wrong(f"row {number} does not hold the tokens that its provenance names")
             report.traced_rows += table.num_rows
             task.advance(table.num_rows)
+
+
+def _same_sources(rows: pa.Table, stream: DomainStream, first: int) -> bool:
+    """Whether rows of a domain are those of its deck from `first` on, cut as they say."""
+    numbers = stream.deck(first + np.arange(len(rows)))
+    spans, said = stream.spans(numbers), rows["spans"].combine_chunks().flatten()
+    return (
+        np.array_equal(rows["stream_row"], numbers)
+        and np.array_equal(said.field("doc_id"), stream.doc_ids(spans.document))
+        and all(np.array_equal(said.field(name), getattr(spans, name)) for name in _SPAN_FIELDS)
+    )
 
 
 def _refill(table: pa.Table, name: str, stream: DomainStream, out: NDArray[Any]) -> None:

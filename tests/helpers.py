@@ -1,7 +1,9 @@
 """What tests share: a tiny tokenizer, and recipes over small corpora on disk."""
 
 import json
+import os
 import random
+import signal
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -81,3 +83,36 @@ def write_recipe(
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return path
+
+
+def word_tokenizer_json(words: list[str], *, model: str = "WordLevel", eot: str = EOT) -> bytes:
+    """A tokenizer.json of whole words between spaces; the end-of-text token has the last id."""
+    vocab = {word: number for number, word in enumerate([*words, eot])}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    special = {"id": vocab[eot], "content": eot, "special": True, **flags}
+    kinds: dict[str, Any] = {
+        "WordLevel": {"vocab": vocab, "unk_token": words[0]},
+        "Unigram": {"vocab": [[word, -1.0] for word in vocab], "unk_id": 0},
+    }
+    data = {
+        "version": "1.0",
+        "truncation": {
+            "direction": "Right",
+            "max_length": 3,
+            "strategy": "LongestFirst",
+            "stride": 0,
+        },
+        "padding": None,
+        "added_tokens": [special],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": None,
+        "decoder": None,
+        "model": {"type": model, **kinds[model]},
+    }
+    return json.dumps(data).encode()
+
+
+def killed_unit(worker: object, task: object, report: object) -> None:
+    """A unit whose worker process dies, as by the kernel's out-of-memory killer."""
+    os.kill(os.getpid(), signal.SIGKILL)

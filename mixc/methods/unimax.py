@@ -10,7 +10,6 @@ import numpy as np
 from pydantic import Field
 
 from mixc.build.counts import water_fill
-from mixc.errors import MixcError
 from mixc.recipe import Strict
 from mixc.solve.problem import Problem, Solution
 
@@ -29,8 +28,6 @@ def solve(problem: Problem, options: Options) -> Solution:
     """Water-fill the budget, the mixture's tokens (or the domains' own, if it names none)."""
     epochs = options.max_epochs or problem.max_epochs or _DEFAULT_EPOCHS
     room = epochs * problem.tokens.astype(np.float64)
-    if not room.any():
-        raise MixcError("MX060", "no domain has a token to train on")
     budget = min(float(problem.target_tokens or problem.tokens.sum()), float(room.sum()))
     filled = water_fill(np.ones(len(room)), room, budget)
     return Solution.exact(filled / filled.sum())

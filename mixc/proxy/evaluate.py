@@ -27,7 +27,7 @@ def domain_nats(
     """
     model.to(device)
     total = 0.0
-    with deterministic(), torch.no_grad():
+    with deterministic(torch.device(device)), torch.no_grad():
         for tokens in _windows(stream.astype(np.int64), seq_len):
             there = torch.from_numpy(tokens).to(device)
             hidden: Tensor = model(there[:, :-1])

@@ -85,7 +85,7 @@ def train(
     device = pick_device(options.device)
     losses = np.zeros(options.steps)
     tokens = 0
-    with deterministic():
+    with deterministic(device):
         model = _start(options, device, init)
         optimiser = _optimiser(model, options)
         for step in range(options.steps):
@@ -153,11 +153,15 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextmanager
-def deterministic() -> Iterator[None]:
+def deterministic(device: torch.device) -> Iterator[None]:
     """While the block runs, only algorithms that repeat to the bit; then torch's earlier settings.
 
+    What the model does on a CPU repeats as it is, and the setting there takes seconds to import.
     CUBLAS_WORKSPACE_CONFIG stays set: cuBLAS reads it once, at its first use in the process.
     """
+    if device.type == "cpu":
+        yield
+        return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()

@@ -17,14 +17,17 @@ def read(source: Source, options: ReadOptions) -> Iterator[Record | BadRecord]:
     try:
         with pq.ParquetFile(source.path, page_checksum_verification=True) as file:
             _check_column(file, source, options.text)
-            size, rows = source.path.stat().st_size, max(file.metadata.num_rows, 1)
+            size, rows = source.path.stat().st_size, file.metadata.num_rows
             row = 0
             for batch in file.iter_batches(_ROWS, columns=[options.text], use_threads=False):
                 for scalar in batch.column(0):
                     yield _record(scalar, row, options.text)
                     row += 1
-                source.consumed = size * row // rows
-    except (pa.ArrowException, OSError) as error:
+                source.consumed = size * row // max(rows, 1)
+            if row != rows:
+                raise OSError(f"it holds {row} rows, its footer says {rows}")
+            source.consumed = size
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise source.damaged("MX026", str(error).splitlines()[0]) from error
 
 

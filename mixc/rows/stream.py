@@ -13,6 +13,7 @@ import numpy as np
 from mixc_kernels.copy_spans import copy_spans
 from numpy.typing import NDArray
 
+from mixc.errors import MixcError, Place
 from mixc.rng import Stream
 from mixc.store.shard import Documents
 from mixc.store.store import Store
@@ -55,6 +56,13 @@ class DomainStream:
         )
         lengths = _joined([shard.lengths for shard in self._shards], np.int64)
         ids = _joined([shard.doc_id for shard in self._shards], np.uint64)
+        if len(lengths) and lengths.min() < 1:
+            raise MixcError(
+                "MX040",
+                f"the shards of domain '{domain}' are damaged: a document without tokens",
+                place=Place(str(store.root / domain)),
+                help="run `mixc verify` on the store",
+            )
         self._training = np.flatnonzero(~np.isin(ids, store.all_held_ids))
         self._lengths = lengths[self._training]
         self.epoch_tokens = int(self._lengths.sum())

@@ -30,6 +30,12 @@ BASELINES = ("natural", "uniform", "unimax")
 def make_problem(recipe: Recipe, store: Store) -> Problem:
     """The recipe's domains as a problem for methods."""
     options = recipe.mixture
+    if not any(domain.training_tokens for domain in store.domains.values()):
+        raise MixcError(
+            "MX060",
+            "no domain has a token to train on",
+            help="give the domains more documents, or lower holdout.fraction",
+        )
     proxy = recipe.solve.proxy if recipe.solve is not None else Proxy()
     return Problem(
         domains=tuple(store.domains),
@@ -71,7 +77,7 @@ def fresh(recipe: Recipe, store: Store) -> SolvedWeights | None:
     except MixcError:
         return None
     file = solved.manifest["trajectory"]
-    if file is not None and check_file(recipe.workdir_path, FileRecord(**file), rehash=False):
+    if file is not None and check_file(recipe.workdir_path, FileRecord(**file), rehash=True):
         return None
     return solved if solved.manifest["key"] == weights_key(recipe, store) else None
 

@@ -50,10 +50,10 @@ def read_weights(path: Path, place: Place) -> dict[str, float]:
     Raises MX061 if it is neither, or if its weights do not lie on the simplex.
     """
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(path.read_bytes(), parse_int=float)  # no int is too large for a float
     except (OSError, ValueError, RecursionError) as error:
         raise MixcError("MX061", f"cannot read '{path.name}': {error}", place=place) from error
-    if isinstance(data, dict) and "schema" in data:
+    if isinstance(data, dict) and isinstance(data.get("schema"), str):
         return open_weights(path).weights
     return check_simplex(data, path.name, place)
 

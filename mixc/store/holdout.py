@@ -60,10 +60,13 @@ def read(path: Path) -> dict[str, Ids]:
     try:
         with pa.memory_map(str(path)) as file:
             table = pa.ipc.open_file(file).read_all()
+            table.validate(full=True)  # a damaged header may point outside the file
         names = np.array(table["domain"].to_pylist(), dtype=object)
-        ids = table["doc_id"].to_numpy().astype(np.uint64)
+        if str(table["doc_id"].type) != "uint64" or table["doc_id"].null_count:
+            raise ValueError("its ids are not uint64")
+        ids = table["doc_id"].to_numpy()
     except FileNotFoundError:
         raise MixcError("MX041", "there is no such holdout list", place=place) from None
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         raise MixcError("MX040", f"the holdout list is damaged: {error}", place=place) from error
     return {str(name): ids[names == name] for name in sorted(set(names))}

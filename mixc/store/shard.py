@@ -22,6 +22,7 @@ from mixc.store.hashes import FileRecord
 
 Tokens = NDArray[np.uint16] | NDArray[np.uint32]
 _COLUMNS = ("tokens", "doc_id", "source", "row", "n_bytes")
+_KINDS = ("uint64", "uint32", "uint64", "uint32")  # of the columns after the tokens
 
 
 @dataclass(frozen=True)
@@ -133,17 +134,20 @@ def open_shard(path: Path, record: ShardRecord) -> Documents:
         if path.stat().st_size != record.file.bytes:
             raise MixcError("MX040", "the shard's size is not what its manifest says", place=place)
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        batch.validate()  # a damaged header may point outside the file
         columns = [batch.column(name) for name in _COLUMNS]
+        if tuple(str(column.type) for column in columns[1:]) != _KINDS:
+            raise ValueError("its columns are not those of a shard")
+        tokens = columns[0]
+        documents = Documents(
+            tokens.values.to_numpy(zero_copy_only=True),
+            tokens.offsets.to_numpy(zero_copy_only=True),
+            *(column.to_numpy(zero_copy_only=True) for column in columns[1:]),
+        )
     except FileNotFoundError:
         raise MixcError("MX040", "a shard of the manifest is missing", place=place) from None
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError, AttributeError) as error:
         raise MixcError("MX040", f"the shard is damaged: {error}", place=place) from error
-    tokens = columns[0]
-    documents = Documents(
-        tokens.values.to_numpy(zero_copy_only=True),
-        tokens.offsets.to_numpy(zero_copy_only=True),
-        *(column.to_numpy(zero_copy_only=True) for column in columns[1:]),
-    )
     bounds = documents.offsets[[0, -1]]
     if len(documents) != record.documents or list(bounds) != [0, record.tokens]:
         raise MixcError("MX040", "the shard's counts are not its manifest's", place=place)

@@ -91,6 +91,7 @@ def write_tree(
         "schema": SCHEMA,
         "mixc_version": __version__,
         "key": key,
+        "options_key": options_key(recipe),
         "store_hash": key_of(identity),
         "seed": recipe.seed,
         "dtype": str(token_dtype(file.vocab_size)),
@@ -113,6 +114,12 @@ def _domain(name: str, staged: StagedDomain, every_id: NDArray[np.uint64]) -> Do
         held_tokens=int(staged.lengths[out].sum()),
         units=staged.units,
     )
+
+
+def options_key(recipe: Recipe) -> str:
+    """The key of what a recipe alone, without its inputs, says of its store."""
+    data = recipe.canonical()
+    return key_of({name: data[name] for name in ("tokenizer", "domains", "holdout", "seed")})
 
 
 def also_hash(recipe: Recipe) -> str | None:

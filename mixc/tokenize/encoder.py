@@ -92,7 +92,7 @@ class Encoder:
         # One worker is one process: threads of the engine would fight over its core.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self._tokenizer = load(file.json, file.source)
-        self._eot_id, self._vocab_size = file.eot_id, file.vocab_size
+        self.eot_id, self._vocab_size = file.eot_id, file.vocab_size
         self.dtype = token_dtype(file.vocab_size)
 
     def encode(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -102,7 +102,7 @@ class Encoder:
         lengths = np.fromiter((len(one) + 1 for one in ids), np.int64, len(ids))
         ends = np.cumsum(lengths)
         flat = np.empty(int(ends[-1]) if len(ids) else 0, np.int64)
-        flat[ends - 1] = self._eot_id
+        flat[ends - 1] = self.eot_id
         for one, end, length in zip(ids, ends, lengths, strict=True):
             flat[end - length : end - 1] = one
         # numpy wraps silently where an id does not fit.

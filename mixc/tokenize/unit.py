@@ -26,6 +26,7 @@ from mixc.tokenize.inputs import Input
 ALGORITHM = 1  # a change of what shards hold, from the same inputs and options, raises it
 SHARD_BYTES = 256 << 20
 _BATCH_BYTES = 1 << 20
+_SPELLED = "the text spells the end-of-text token, as this tokenizer reads it"
 _UNIT_SCHEMA = "mixc.unit/1"
 _BUNDLE_BYTES, _BUNDLE_FILES = 32 << 20, 4096
 
@@ -181,8 +182,12 @@ def _tokenize_file(
     documents = reported = 0
     try:
         for batch in _batches(_texts(source, task, item.reader, skipped)):
-            staged.add(_encode(encoder, number, batch))
-            documents += len(batch)
+            encoded = _encode(encoder, number, batch)
+            spelled = _spell_eot(encoded, encoder.eot_id)
+            for i in np.flatnonzero(spelled):
+                _refuse(batch[i].bad("MX032", _SPELLED), source, task, skipped)
+            staged.add(encoded.select(np.flatnonzero(~spelled)) if spelled.any() else encoded)
+            documents += len(batch) - int(spelled.sum())
             report(min(source.consumed, item.bytes) - reported)
             reported = min(source.consumed, item.bytes)
     except MixcError:
@@ -219,8 +224,12 @@ def _check_unchanged(item: Input) -> None:
 @dataclass(frozen=True)
 class _Text:
     row: int
+    offset: int | None
     text: str
     utf8: bytes
+
+    def bad(self, code: str, reason: str) -> BadRecord:
+        return BadRecord(code, reason, self.row, self.offset)
 
 
 def _texts(source: Source, task: UnitTask, reader: str, skipped: dict[str, int]) -> Iterator[_Text]:
@@ -229,10 +238,15 @@ def _texts(source: Source, task: UnitTask, reader: str, skipped: dict[str, int])
         found = _check(record, task.options.max_bytes)
         if isinstance(found, _Text):
             yield found
-        elif task.skip_bad:
-            skipped[found.code] = skipped.get(found.code, 0) + 1
         else:
-            raise found.error(source)
+            _refuse(found, source, task, skipped)
+
+
+def _refuse(bad: BadRecord, source: Source, task: UnitTask, skipped: dict[str, int]) -> None:
+    """Count a bad record, or raise it, as the recipe says."""
+    if not task.skip_bad:
+        raise bad.error(source)
+    skipped[bad.code] = skipped.get(bad.code, 0) + 1
 
 
 def _check(record: Record | BadRecord, max_bytes: int) -> _Text | BadRecord:
@@ -247,7 +261,16 @@ def _check(record: Record | BadRecord, max_bytes: int) -> _Text | BadRecord:
     if len(utf8) > max_bytes:
         reason = f"the document is {len(utf8)} bytes long, the cap is {max_bytes}"
         return BadRecord("MX024", reason, record.row, record.offset)
-    return _Text(record.row, record.text, utf8)
+    return _Text(record.row, record.offset, record.text, utf8)
+
+
+def _spell_eot(documents: Documents, eot_id: int) -> NDArray[np.bool_]:
+    """Which documents hold the end-of-text id before their end, bool[n].
+
+    Models of whole pieces (WordLevel, Unigram) may find it in a text even as ordinary text.
+    """
+    found = np.cumsum(documents.tokens == eot_id)[documents.offsets[1:] - 1]
+    return np.asarray(np.diff(found, prepend=0) != 1)
 
 
 def _batches(texts: Iterator[_Text]) -> Iterator[list[_Text]]:

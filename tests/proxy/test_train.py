@@ -126,14 +126,14 @@ def test_a_loss_that_is_not_finite_names_the_step():
 def test_settings_of_torch_are_put_back():
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with pytest.raises(RuntimeError, match="boom"), deterministic():
+        with pytest.raises(RuntimeError, match="boom"), deterministic(torch.device("cuda")):
             assert torch.are_deterministic_algorithms_enabled()
             assert not torch.is_deterministic_algorithms_warn_only_enabled()
             raise RuntimeError("boom")
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
-    with deterministic():
+    with deterministic(torch.device("cuda")):
         pass
     assert not torch.are_deterministic_algorithms_enabled()
 

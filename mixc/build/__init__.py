@@ -1,0 +1,1 @@
+"""Weights to counts to order to plan to gather; provenance and ledger."""

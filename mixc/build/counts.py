@@ -1,0 +1,70 @@
+"""Weights to whole rows per domain: exact, under a cap on epochs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixc.errors import MixcError
+
+Real = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows per domain, int64[K], and which domains the cap has cut, bool[K]."""
+
+    rows: Index
+    capped: NDArray[np.bool_]
+
+    @property
+    def weights(self) -> Real:
+        """The weights that the rows realise, float64[K]."""
+        return np.asarray(self.rows / self.rows.sum(), np.float64)
+
+
+def water_fill(shares: Real, room: Real, total: float) -> Real:
+    """Spread `total` in proportion to `shares` with at most `room` each, float64[K].
+
+    What a full domain cannot take is spread over the others, in proportion to their shares.
+    `total` must not exceed the room of the domains with a share.
+    """
+    amount = np.zeros(len(shares))
+    open_ = shares > 0
+    left = float(total)
+    while left > 0 and open_.any():
+        wanted = left * (np.where(open_, shares, 0) / shares[open_].sum())
+        full = open_ & (wanted >= room)
+        if not full.any():
+            amount[open_] = wanted[open_]
+            break
+        amount[full] = room[full]
+        left = total - amount.sum()
+        open_ &= ~full
+    return amount
+
+
+def row_counts(weights: Real, rows: int, capacity: Index) -> Counts:
+    """Whole rows per domain by largest remainder, at most `capacity` (int64[K]) each.
+
+    Without a cap each count is within one of `weights * rows`. Raises MX060 if the domains that
+    have a weight hold fewer than `rows` rows in all.
+    """
+    room = np.where(weights > 0, capacity, 0)
+    if int(room.sum()) < rows:
+        raise MixcError(
+            "MX060",
+            f"the mixture wants {rows} rows, but its domains hold {int(room.sum())}",
+            help="ask for fewer tokens, raise mixture.max_epochs, or give weight to more domains",
+        )
+    target = water_fill(weights, room.astype(np.float64), rows)
+    # A hair below the floor, so that rounding never gives a domain more than its share.
+    whole = np.floor(target * (1 - 1e-12)).astype(np.int64)
+    while missing := rows - int(whole.sum()):
+        remainder = np.where(whole < room, target - whole, -np.inf)
+        whole[np.argsort(-remainder, kind="stable")[: min(missing, int((whole < room).sum()))]] += 1
+    # A hair less, so that rounding never calls cut what fits exactly.
+    return Counts(whole, weights * rows / weights.sum() * (1 - 1e-9) > room)

@@ -1,0 +1,111 @@
+"""The compiled mixture as it stands on disk: its manifest, files and ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixc.errors import MixcError, Place
+from mixc.store import store
+from mixc.store.hashes import FileRecord, check_file, check_names, unseal
+
+MANIFEST = "mixture.json"
+SCHEMA = "mixc.mixture/1"
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """An opened mixture."""
+
+    root: Path
+    manifest: dict[str, Any]
+
+    def files(self) -> list[FileRecord]:
+        """Every file of the mixture but the manifest."""
+        held = self.manifest["holdout"]
+        groups = [self.manifest["formats"], held["formats"]]
+        groups += [domain["formats"] for domain in held["domains"].values()]
+        listed = [record for group in groups for one in group.values() for record in one["files"]]
+        return [FileRecord(**record) for record in (*listed, self.manifest["provenance"])]
+
+    def whole(self) -> bool:
+        """Whether every file is there in its size."""
+        return not any(check_file(self.root, record, rehash=False) for record in self.files())
+
+    def flat_tokens(self) -> NDArray[Any] | None:
+        """The rows as one mapped array [rows, seq_len], if a format keeps them so."""
+        shape = (self.manifest["rows"], self.manifest["seq_len"])
+        for entry in self.manifest["formats"].values():
+            for file in entry["files"]:
+                if file["path"].endswith(".bin"):
+                    path = self.root / file["path"]
+                    return np.memmap(path, self.manifest["dtype"], mode="r", shape=shape)
+        return None
+
+
+def kind_of(path: Path) -> str:
+    """`store` or `mixture`, by the manifest in the folder. Raises MX070 if there is neither."""
+    for kind, name in (("store", store.MANIFEST), ("mixture", MANIFEST)):
+        if (path / name).is_file():
+            return kind
+    raise MixcError(
+        "MX070",
+        "neither a store nor a mixture",
+        place=Place(str(path)),
+        help=f"name a folder that holds {store.MANIFEST} or {MANIFEST}",
+    )
+
+
+def open_mixture(root: Path) -> Mixture:
+    """Open a mixture. Raises MX041 if there is none, MX040 if it is damaged."""
+    try:
+        mixture = Mixture(root, unseal(root / MANIFEST, SCHEMA))
+    except MixcError as error:
+        if error.code == "MX041":
+            error.message, error.help = "there is no mixture here", "run `mixc build-mixture` first"
+        raise
+    check_names(root / MANIFEST, mixture.files())
+    return mixture
+
+
+def make_ledger(
+    domains: Mapping[str, tuple[int, int]], taken: Mapping[str, Mapping[int, int]]
+) -> dict[str, Any]:
+    """Where every token went, by domain and epoch.
+
+    `domains` gives (tokens read, tokens held out); `taken[domain][epoch]` the tokens that stand
+    in rows. In each epoch that was begun: read = in_rows + held_out + left, and what is left
+    was cut by no row or stands in rows of the deck that the mixture did not need.
+    """
+    ledger = {}
+    for name, (read, held) in domains.items():
+        by_epoch = taken.get(name, {})
+        epochs = [
+            {"in_rows": by_epoch.get(number, 0), "left": read - held - by_epoch.get(number, 0)}
+            for number in range(max(by_epoch, default=-1) + 1)
+        ]
+        ledger[name] = {"read": read, "held_out": held, "epochs": epochs}
+    return ledger
+
+
+def check_ledger(ledger: Mapping[str, Any], row_tokens: Mapping[str, int]) -> list[str]:
+    """What does not add up, in words; nothing if all does.
+
+    `row_tokens` is what each domain's rows hold: rows * seq_len.
+    """
+    wrong = []
+    for name, entry in ledger.items():
+        for number, epoch in enumerate(entry["epochs"]):
+            if epoch["left"] < 0 or epoch["in_rows"] < 0:
+                wrong.append(f"domain '{name}', epoch {number}: more tokens used than there are")
+            if entry["read"] != epoch["in_rows"] + entry["held_out"] + epoch["left"]:
+                wrong.append(f"domain '{name}', epoch {number}: the tokens do not add up")
+        in_rows = sum(epoch["in_rows"] for epoch in entry["epochs"])
+        if in_rows != row_tokens[name]:
+            wrong.append(f"domain '{name}': {row_tokens[name]} tokens in rows, {in_rows} traced")
+    return wrong

@@ -1,0 +1,128 @@
+"""What a mixture will be, decided before any byte of it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixc.build.counts import Counts, row_counts
+from mixc.errors import MixcError
+from mixc.recipe import Recipe
+from mixc.registry import WRITERS
+from mixc.store.hashes import key_of
+from mixc.store.store import Store
+from mixc.writers.sequences import StreamSpec
+
+ALGORITHM = 1  # a change of what mixtures hold, from the same store and recipe, raises it
+_BLOCK_TOKENS = 1 << 24
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """The mixture to be built. `domains` is the order of all arrays, [K]."""
+
+    store_root: Path
+    domains: tuple[str, ...]
+    weights: NDArray[np.float64]
+    counts: Counts
+    seq_len: int
+    shuffle_block: int
+    seed: int
+    formats: tuple[str, ...]
+    spec: StreamSpec
+    key: str
+
+    @property
+    def rows(self) -> int:
+        """Rows of the mixture."""
+        return int(self.counts.rows.sum())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the mixture."""
+        return self.rows * self.seq_len
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of an output block: about 16 Mi tokens, whatever their type."""
+        return max(1, _BLOCK_TOKENS // self.seq_len)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the token stream."""
+        return self.tokens * self.spec.dtype.itemsize
+
+
+def make_plan(recipe: Recipe, store: Store, weights: Mapping[str, float]) -> BuildPlan:
+    """Decide the rows of each domain and check that every format can hold them.
+
+    Raises MX061 (weights that do not name the store's domains), MX060 (too little data), MX062
+    (a format that cannot hold this).
+    """
+    options, domains = recipe.mixture, tuple(store.domains)
+    _check_names(weights, domains)
+    asked = np.array([weights[name] for name in domains], np.float64)
+    rows = options.rows or (options.tokens or 0) // options.seq_len
+    if rows < 1:
+        raise MixcError(
+            "MX060",
+            f"{options.tokens} tokens do not make one row of {options.seq_len}",
+            place=recipe.place("mixture", "tokens"),
+        )
+    counts = row_counts(asked / asked.sum(), rows, _capacity(recipe, store, rows))
+    spec = StreamSpec(store.dtype, store.vocab_size, store.eot_id, options.seq_len, rows)
+    for name in options.formats:
+        WRITERS[name].load().check(spec)
+    key = key_of(
+        {
+            "algorithm": ALGORITHM,
+            "store": store.store_hash,
+            "name": recipe.name,
+            "rows": dict(zip(domains, counts.rows.tolist(), strict=True)),
+            "weights": dict(zip(domains, asked.tolist(), strict=True)),
+            "seq_len": options.seq_len,
+            "shuffle_block": options.order.shuffle_block,
+            "max_epochs": options.max_epochs,
+            "formats": list(options.formats),
+            "seed": recipe.seed,
+        }
+    )
+    return BuildPlan(
+        store_root=store.root,
+        domains=domains,
+        weights=asked,
+        counts=counts,
+        seq_len=options.seq_len,
+        shuffle_block=options.order.shuffle_block,
+        seed=recipe.seed,
+        formats=tuple(options.formats),
+        spec=spec,
+        key=key,
+    )
+
+
+def _check_names(weights: Mapping[str, float], domains: tuple[str, ...]) -> None:
+    unknown = sorted(set(weights) ^ set(domains))
+    if unknown:
+        raise MixcError(
+            "MX061",
+            "the weights and the store do not name the same domains: " + ", ".join(unknown),
+            help="solve again for this store, or name every domain (0 leaves one out)",
+        )
+
+
+def _capacity(recipe: Recipe, store: Store, rows: int) -> NDArray[np.int64]:
+    """Rows that each domain can give, int64[K]."""
+    options = recipe.mixture
+    room = []
+    for domain in store.domains.values():
+        tokens = domain.training_tokens
+        if tokens == 0 or options.max_epochs is None:
+            room.append(rows if tokens else 0)
+        else:
+            room.append(min(rows, int(options.max_epochs * tokens) // options.seq_len))
+    return np.array(room, np.int64)

@@ -1,0 +1,234 @@
+"""`mixc build-mixture`: a store and weights to a mixture in trainers' formats."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixc import __version__, progress
+from mixc.build import mixture as mixtures
+from mixc.build import order, provenance
+from mixc.build.gather import BlockTask, build_block, make_builder, stream_hash
+from mixc.build.held import stage_held_out, stage_together
+from mixc.build.mixture import Mixture, open_mixture
+from mixc.build.plan import BuildPlan
+from mixc.engine import local
+from mixc.errors import MixcError
+from mixc.registry import WRITERS
+from mixc.store import commit
+from mixc.store.hashes import FileRecord, hash_file, key_of, seal
+from mixc.store.store import Store
+from mixc.writers.sequences import Folder, Sequences
+
+_JOURNAL = "blocks.jsonl"
+
+
+def fresh(root: Path, plan: BuildPlan) -> Mixture | None:
+    """The mixture that is there, if it is the one that the plan would build."""
+    try:
+        mixture = open_mixture(root)
+    except MixcError:
+        return None
+    return mixture if mixture.manifest["key"] == plan.key and mixture.whole() else None
+
+
+def build(
+    root: Path, plan: BuildPlan, store: Store, recipe_data: Mapping[str, Any], *, workers: int
+) -> Mixture:
+    """Bring the mixture at `root` up to date with the plan, and open it.
+
+    `recipe_data` goes into the manifest: name, seed, overrides, recipe_hash, weights.
+    """
+    with commit.locked(root) as staging:
+        if (mixture := fresh(root, plan)) is not None:
+            commit.remove(staging)
+            return mixture
+        for other in staging.iterdir():
+            if other.name != plan.key:
+                commit.remove(other)
+        work = staging / plan.key
+        tree = work / "tree"
+        commit.remove(tree)
+        manifest = {**recipe_data, **_make(plan, store, work, tree, workers)}
+        commit.write_file(tree / mixtures.MANIFEST, seal(manifest))
+        commit.publish_tree(tree, root)
+        commit.remove(staging)
+    return open_mixture(root)
+
+
+def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -> dict[str, Any]:
+    """Stage every file of the mixture under `tree` and describe it."""
+    labels = order.domain_order(plan.counts.rows, shuffle_block=plan.shuffle_block, seed=plan.seed)
+    stream = work / "stream.bin"
+    digests, taken, rows = _gather(plan, labels, work, stream, tree, workers)
+    commit.sync(stream)
+    lengths = np.broadcast_to(np.int64(plan.seq_len), plan.rows)
+    export = _Exporter(plan, tree)
+    formats = export("", Sequences(stream, plan.spec.dtype, lengths), "train")
+    for name, entry in formats.items():
+        entry["how_to_load"] = WRITERS[name].load().how_to_load(plan.spec)
+    ledger = mixtures.make_ledger(
+        {name: (domain.tokens, domain.held_tokens) for name, domain in store.domains.items()},
+        taken,
+    )
+    error = order.prefix_error(labels, plan.counts.rows, shuffle_block=plan.shuffle_block)
+    return {
+        "schema": mixtures.SCHEMA,
+        "mixc_version": __version__,
+        "key": plan.key,
+        "store_hash": store.store_hash,
+        "seq_len": plan.seq_len,
+        "rows": plan.rows,
+        "tokens": plan.tokens,
+        "dtype": str(plan.spec.dtype),
+        "eot_id": store.eot_id,
+        "tokenizer": {
+            "sha256": store.manifest["tokenizer"]["sha256"],
+            "vocab_size": store.vocab_size,
+        },
+        "domains": describe_domains(plan, store),
+        "order": {
+            "shuffle_block": plan.shuffle_block,
+            "max_prefix_error": error,
+            "bound": order.bound(plan.counts.rows),
+        },
+        "ledger": ledger,
+        "block_rows": plan.block_rows,
+        "stream_hash": stream_hash(digests),
+        "formats": formats,
+        "holdout": _hold_out(plan, store, work, export),
+        "provenance": rows.as_dict(),
+    }
+
+
+def describe_domains(plan: BuildPlan, store: Store) -> dict[str, Any]:
+    """What each domain gives, and whether the cap on epochs has cut it."""
+    domains = {}
+    for i, name in enumerate(plan.domains):
+        tokens = int(plan.counts.rows[i]) * plan.seq_len
+        training = store.domains[name].training_tokens
+        domains[name] = {
+            "weight": float(plan.weights[i]),
+            "realised": float(plan.counts.weights[i]),
+            "rows": int(plan.counts.rows[i]),
+            "tokens": tokens,
+            "epochs": tokens / training if training else 0.0,
+            "capped": bool(plan.counts.capped[i]),
+        }
+    return domains
+
+
+def free_bytes(root: Path) -> int:
+    """Free space where the mixture will stand."""
+    folder = root
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _gather(
+    plan: BuildPlan, labels: order.Labels, work: Path, stream: Path, tree: Path, workers: int
+) -> tuple[list[str], dict[str, dict[int, int]], FileRecord]:
+    """Stage the token stream and the provenance; digests of blocks, tokens taken, the file."""
+    commit.reserve(stream, plan.bytes)
+    known = _read_journal(work / _JOURNAL)
+    digests = []
+    with (
+        progress.task("build mixture", plan.rows, "rows") as bar,
+        commit.create(tree / provenance.FILE) as file,
+    ):
+        writer = provenance.RowsWriter(file, plan.domains)
+        for done in local.run(
+            build_block,
+            _tasks(plan, labels, known),
+            setup=make_builder,
+            arguments=(plan.store_root, plan.domains, plan.seq_len, plan.seed, stream),
+            workers=workers,
+            report=bar.advance,
+        ):
+            if known.get(done.number) != done.digest:
+                line = json.dumps({"block": done.number, "xxh3": done.digest})
+                commit.append_line(work / _JOURNAL, line.encode())
+            digests.append(done.digest)
+            writer.add(done.table)
+        writer.close()
+    return digests, writer.taken, file.record(provenance.FILE)
+
+
+def _read_journal(path: Path) -> dict[int, str]:
+    """Blocks that an earlier run says it staged; their hashes are checked before they count."""
+    known: dict[int, str] = {}
+    if path.exists():
+        for line in path.read_text(errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+                known[int(entry["block"])] = str(entry["xxh3"])
+            except (ValueError, KeyError, TypeError):
+                continue  # torn by a kill: that block is made again
+    return known
+
+
+def _tasks(plan: BuildPlan, labels: order.Labels, known: Mapping[int, str]) -> list[BlockTask]:
+    tasks = []
+    positions = np.zeros(len(plan.domains), np.int64)
+    for number, first in enumerate(range(0, plan.rows, plan.block_rows)):
+        mine = labels[first : first + plan.block_rows]
+        tasks.append(BlockTask(number, first, mine, positions, known.get(number)))
+        positions = positions + np.bincount(mine, minlength=len(plan.domains))
+    return tasks
+
+
+class _Exporter:
+    """Writes sequences in every format of a plan; a file under two names is hashed once."""
+
+    def __init__(self, plan: BuildPlan, tree: Path) -> None:
+        self._formats, self._tree = plan.formats, tree
+        self._hashes: dict[int, str] = {}
+
+    def __call__(self, prefix: str, sequences: Sequences, split: str) -> dict[str, Any]:
+        formats = {}
+        for name in self._formats:
+            folder = self._tree / prefix / name
+            files = WRITERS[name].load().write(sequences, Folder(folder), split)
+            formats[name] = {"files": [self._record(folder / file).as_dict() for file in files]}
+        return formats
+
+    def _record(self, path: Path) -> FileRecord:
+        status = path.stat()
+        if status.st_ino not in self._hashes:
+            self._hashes[status.st_ino] = hash_file(path)
+        name = path.relative_to(self._tree).as_posix()
+        return FileRecord(name, status.st_size, self._hashes[status.st_ino])
+
+
+def _hold_out(
+    plan: BuildPlan,
+    store: Store,
+    work: Path,
+    export: Callable[[str, Sequences, str], dict[str, Any]],
+) -> dict[str, Any]:
+    """Export the held-out documents, each domain's apart and all together."""
+    held = {
+        name: stage_held_out(store, name, work / "held" / f"{name}.bin") for name in plan.domains
+    }
+    domains = {
+        name: {
+            "documents": one.documents,
+            "tokens": one.tokens,
+            "formats": export(f"holdout/{name}", one.sequences, "val"),
+        }
+        for name, one in held.items()
+        if one.documents
+    }
+    together = stage_together(held, work / "held" / ".all.bin")
+    return {"domains": domains, "formats": export("", together, "val") if domains else {}}
+
+
+def recipe_hash(data: Mapping[str, Any]) -> str:
+    """The hash of what a recipe says of its mixture."""
+    return key_of({name: data[name] for name in ("name", "mixture", "seed")})

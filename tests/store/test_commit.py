@@ -1,0 +1,386 @@
+"""The commit protocol: the old output or the new one, and nothing between them."""
+
+import errno
+import hashlib
+import json
+import os
+import resource
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import texts, word_tokenizer_json, write_recipe
+
+from mixc.errors import MixcError
+from mixc.recipe import load
+from mixc.store import commit
+from mixc.store.hashes import hash_file
+from mixc.store.store import open_store
+from mixc.tokenize.stage import tokenize
+from mixc.verify import verify
+
+
+def tree(root):
+    """Every file under a folder, with its bytes."""
+    files = (path for path in Path(root).rglob("*") if path.is_file())
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def run(*words, **options):
+    command = [sys.executable, "-m", "mixc", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+# One file
+
+
+def test_a_file_appears_whole_under_its_name(tmp_path):
+    path = tmp_path / "deep" / "folder" / "file"
+    with commit.create(path) as file:
+        file.write(b"abc")
+        file.write(memoryview(b"de"))
+        assert not path.exists()
+        assert file.tell() == 5
+    assert path.read_bytes() == b"abcde"
+    assert file.record("x") == commit.FileRecord("x", 5, hash_file(path))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644 & ~current_umask()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def current_umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_an_error_on_the_way_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "file"
+    commit.write_file(path, b"old")
+    with pytest.raises(RuntimeError), commit.create(path) as file:
+        file.write(b"new")
+        raise RuntimeError
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_short_writes_are_gone_on_with(tmp_path, monkeypatch):
+    write, pwrite, calls = os.write, os.pwrite, []
+
+    def one_byte(descriptor, data):
+        calls.append(1)
+        return write(descriptor, data[:1])
+
+    monkeypatch.setattr(os, "write", one_byte)
+    record = commit.write_file(tmp_path / "a", b"0123456789" * 5)
+    assert (tmp_path / "a").read_bytes() == b"0123456789" * 5
+    assert (record.bytes, record.xxh3) == (50, hash_file(tmp_path / "a"))
+    assert len(calls) == 50
+
+    monkeypatch.setattr(os, "pwrite", lambda d, data, at: pwrite(d, data[:1], at))
+    commit.reserve(tmp_path / "b", 20)
+    commit.write_at(tmp_path / "b", 5, memoryview(b"abcdefghij"))
+    assert (tmp_path / "b").read_bytes() == bytes(5) + b"abcdefghij" + bytes(5)
+
+
+def test_a_name_that_is_a_link_elsewhere_is_not_followed(tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"precious")
+    folder = tmp_path / "staging"
+    folder.mkdir()
+    (folder / f".file.{os.getpid()}.part").symlink_to(outside)
+    with pytest.raises(MixcError) as caught:
+        commit.write_file(folder / "file", b"new")
+    assert caught.value.code == "MX043"
+    (folder / "reserved").symlink_to(outside)
+    for write in (
+        lambda: commit.reserve(folder / "reserved", 3),
+        lambda: commit.write_at(folder / "reserved", 0, memoryview(b"new")),
+    ):
+        with pytest.raises(MixcError):
+            write()
+    (folder / "file").symlink_to(outside)  # this one is replaced, as a name
+    (folder / f".file.{os.getpid()}.part").unlink()
+    commit.write_file(folder / "file", b"new")
+    assert not (folder / "file").is_symlink()
+    assert outside.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    ("number", "message", "has_help"),
+    [
+        (errno.ENOSPC, "cannot write: no space left on device", True),
+        (errno.EDQUOT, "cannot write: disk quota exceeded", True),
+        (errno.EFBIG, "cannot write: file too large", True),
+        (errno.EIO, "cannot write: input/output error", False),
+        (errno.EROFS, "cannot write: read-only file system", False),
+    ],
+)
+@pytest.mark.parametrize("call", ["write", "fsync", "rename"])
+def test_what_the_system_says(tmp_path, monkeypatch, call, number, message, has_help):
+    def refuse(*words, **options):
+        raise OSError(number, os.strerror(number))
+
+    path = tmp_path / "file"
+    commit.write_file(path, b"old")
+    monkeypatch.setattr(*((Path, "rename") if call == "rename" else (os, call)), refuse)
+    with pytest.raises(MixcError) as caught:
+        commit.write_file(path, b"new")
+    assert (caught.value.code, caught.value.message) == ("MX043", message)
+    assert caught.value.place.file == str(path)
+    assert bool(caught.value.help) == has_help
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# A whole folder
+
+
+def make_tree(root, content):
+    for name in ("manifest.json", "web/shard"):
+        commit.write_file(root / name, content)
+
+
+@pytest.mark.parametrize("exchange", ["renameat2", "fallback"])
+def test_a_folder_takes_the_place_of_the_old_one(tmp_path, monkeypatch, exchange):
+    if exchange == "fallback":
+        monkeypatch.setattr(commit, "_exchange", lambda a, b: False)
+    staged, final = tmp_path / "staging" / "tree", tmp_path / "store"
+    for content in (b"one", b"two", b"three"):
+        make_tree(staged, content)
+        if content == b"two":
+            commit.write_file(staged / "more", b"")
+        commit.publish_tree(staged, final)
+        assert (final / "web" / "shard").read_bytes() == content
+        assert (final / "more").exists() == (content == b"two")
+        assert not any((tmp_path / "staging").iterdir())
+
+
+def test_the_exchange_is_one_step_here(tmp_path):
+    """The fallback above is for other systems: this one exchanges."""
+    make_tree(tmp_path / "a", b"a")
+    make_tree(tmp_path / "b", b"b")
+    assert commit._exchange(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a" / "manifest.json").read_bytes() == b"b"
+    with pytest.raises(FileNotFoundError):
+        commit._exchange(tmp_path / "a", tmp_path / "gone")
+
+
+def test_a_fallback_that_was_stopped_half_way_is_gone_on_with(tmp_path, monkeypatch):
+    """The old folder has moved away, the new one has not come: a rerun publishes it."""
+    monkeypatch.setattr(commit, "_exchange", lambda a, b: False)
+    path = write_recipe(tmp_path, {"web": texts(1, 20)})
+    first = tokenize(load(path), workers=1)
+    rename = Path.rename
+
+    def stop(self, target):
+        if self.name == "tree" and Path(target).name == "store":
+            raise OSError(errno.EIO, "stopped")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", stop)
+        with pytest.raises(MixcError):
+            tokenize(load(path, ["seed=1"]), workers=1)
+    assert not first.root.exists()
+    again = tokenize(load(path, ["seed=1"]), workers=1)
+    assert verify(again.root).documents == 20
+    assert not (tmp_path / "out/.mixc/store/staging").exists()
+
+
+def test_publishing_a_file(tmp_path):
+    staged, final = tmp_path / "staging" / "w", tmp_path / "weights.json"
+    for content in (b"one", b"two"):
+        commit.write_file(staged, content)
+        commit.publish_file(staged, final)
+        assert final.read_bytes() == content
+        assert not staged.exists()
+
+
+def test_removing(tmp_path):
+    keep = commit.write_file(tmp_path / "keep" / "file", b"")
+    make_tree(tmp_path / "folder", b"")
+    (tmp_path / "folder" / "link").symlink_to(tmp_path / "keep")
+    (tmp_path / "link").symlink_to(tmp_path / "keep")
+    for name in ("folder", "link", "gone"):
+        commit.remove(tmp_path / name)
+        assert not (tmp_path / name).exists()
+    assert (tmp_path / "keep" / keep.path).exists()
+
+
+# The lock
+
+HOLD = """
+import sys
+from pathlib import Path
+from mixc.store import commit
+with commit.locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_run_is_turned_away(tmp_path):
+    path = write_recipe(tmp_path, {"web": texts(1, 20)})
+    store = tokenize(load(path), workers=1)
+    before = tree(store.root)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(store.root)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        found = run("tokenize", path, "-s", "seed=1", "--json")
+        assert found.returncode == 75
+        assert (
+            f"error[MX042]: another run is writing this output\n --> {store.root}" in found.stderr
+        )
+        assert f"help: wait for process {holder.pid} on " in found.stderr
+        assert json.loads(found.stdout)["errors"][0]["code"] == "MX042"
+        assert tree(store.root) == before
+        assert verify(store.root).documents == 20  # whoever reads needs no lock
+
+        holder.kill()  # a lock dies with its process, however that ends
+        holder.wait()
+    assert tokenize(load(path, ["seed=1"]), workers=1).store_hash != store.store_hash
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / ".mixc" / "store").mkdir(parents=True)
+    (tmp_path / ".mixc" / "store" / "lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(MixcError) as caught, commit.locked(tmp_path / "store"):
+        pass
+    assert caught.value.code == "MX043"
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_a_workdir_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(MixcError) as caught, commit.locked(tmp_path / "file" / "store"):
+        pass
+    assert (caught.value.code, caught.value.message) == ("MX043", "cannot write: not a directory")
+
+
+# The disk is full
+
+
+def test_a_full_disk_at_any_write_leaves_the_old_store(tmp_path, monkeypatch):
+    """The n-th write of a run fails, for every n; then one run has room enough."""
+    corpora = {"web": texts(1, 30), "code": texts(2, 30)}
+    path = write_recipe(tmp_path, corpora)
+    store = tokenize(load(path), workers=1)
+    before = tree(store.root)
+    expected = tokenize(load(path, ["seed=1", "workdir=expected"]), workers=1)
+    write = os.write
+    state = {"left": 0}
+
+    def fill(descriptor, data):
+        state["left"] -= 1
+        if state["left"] < 0:
+            write(descriptor, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data)
+
+    write_recipe(tmp_path, {**corpora, "new": texts(3, 30)})
+    failed = 0
+    monkeypatch.setattr(os, "write", fill)
+    while True:
+        state["left"] = failed
+        commit.remove(tmp_path / "out/.mixc/store/staging")  # nothing adopted: every write is made
+        try:
+            tokenize(load(path), workers=1)
+            break
+        except MixcError as error:
+            assert (error.code, error.exit_code) == ("MX043", 1)
+            assert "no space left on device" in error.message
+            assert tree(store.root) == before
+            failed += 1
+    assert failed > 10
+    monkeypatch.setattr(os, "write", write)
+    assert verify(store.root).documents == 90
+
+    write_recipe(tmp_path, corpora)
+    again = tokenize(load(path, ["seed=1"]), workers=1)
+    assert again.store_hash == expected.store_hash
+
+
+def test_a_limit_of_the_system_on_file_sizes(tmp_path):
+    """The same through the command, with a real refusal of the kernel."""
+    path = write_recipe(tmp_path, {"web": texts(1, 20)})
+    store = tokenize(load(path), workers=1)
+    before = tree(store.root)
+    write_recipe(tmp_path, {"web": texts(1, 2000)})
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    found = run("tokenize", path, "--workers", "1", preexec_fn=limit)
+    assert found.returncode == 1, found.stderr
+    assert "error[MX043]: cannot write: file too large" in found.stderr
+    assert "help: free some space and run again: finished work is kept" in found.stderr
+    assert tree(store.root) == before
+    assert run("tokenize", path, "--workers", "1").returncode == 0
+    assert verify(store.root).documents == 2000
+
+
+# Damage
+
+
+def test_every_flipped_byte_of_a_store_is_found_and_named(tmp_path):
+    """Exhaustive: each byte of every file, one bit of it."""
+    (tmp_path / "tokenizer.json").write_bytes(word_tokenizer_json(["?", "first"]))
+    path = write_recipe(tmp_path, {"a": ["first", "second"], "b": ["third"]})
+    root = tokenize(load(path), workers=1).root
+    files = sorted(p for p in root.rglob("*") if p.is_file())
+    assert len(files) == 5
+    assert verify(root).files == 4
+    for file in files:
+        whole = file.read_bytes()
+        for position in range(len(whole)):
+            changed = bytearray(whole)
+            changed[position] ^= 1 << (position * 7 + 3) % 8
+            file.write_bytes(changed)
+            with pytest.raises(MixcError) as caught:
+                verify(root)
+            assert (caught.value.code, caught.value.exit_code) == ("MX040", 3)
+            assert caught.value.place.file == str(file)
+        file.write_bytes(whole)
+    assert verify(root).documents == 3
+
+
+def test_cut_and_missing_files_are_found_and_named(tmp_path):
+    path = write_recipe(tmp_path, {"a": ["first", "second"]})
+    root = tokenize(load(path), workers=1).root
+    for file in sorted(p for p in root.rglob("*") if p.is_file()):
+        whole = file.read_bytes()
+        for length in [None, *range(0, len(whole), 1 if len(whole) < 3000 else 97)]:
+            file.unlink(missing_ok=True)
+            if length is not None:
+                file.write_bytes(whole[:length])
+            with pytest.raises(MixcError) as caught:
+                verify(root)
+            if length is None and file.name == "manifest.json":
+                assert caught.value.code == "MX070"
+                continue
+            assert caught.value.code == "MX040"
+            assert caught.value.place.file == str(file)
+            if file.name != "manifest.json":
+                with pytest.raises(MixcError):
+                    open_store(root).check_sizes()
+        file.write_bytes(whole)
+
+
+def test_all_damage_is_told_at_once(tmp_path):
+    path = write_recipe(tmp_path, {"a": ["first", "second"], "b": ["third"]})
+    root = tokenize(load(path), workers=1).root
+    shards = sorted(root.rglob("?/*.arrow"))
+    for shard in shards:
+        shard.unlink()
+    found = run("verify", root)
+    assert found.returncode == 3
+    for shard in shards:
+        assert f"error[MX040]: a file of the manifest is missing\n --> {shard}" in found.stderr

@@ -60,6 +60,7 @@ def build_mixture(recipe: Recipe, *, workers: int) -> Mixture:
         "name": recipe.name,
         "seed": recipe.seed,
         "overrides": list(recipe.overrides),
+        "max_epochs": recipe.mixture.max_epochs,
         "recipe_hash": build_stage.recipe_hash(canonical),
     }
     return build_stage.build(recipe.workdir_path / "mixture", plan, store, data, workers=workers)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mixc import progress
 from mixc.build import mixture as mixtures
 from mixc.build import order, provenance
-from mixc.build.counts import row_counts
+from mixc.build.counts import capacity, row_counts
 from mixc.build.gather import block_digest, stream_hash
 from mixc.build.mixture import Mixture, kind_of, open_mixture
 from mixc.errors import MixcError, Place, raise_all
@@ -156,13 +156,20 @@ def _check_ledger(mixture: Mixture, report: Report) -> None:
 
 
 def _check_weights(mixture: Mixture, report: Report) -> None:
-    """Derive the rows again from the weights, where no cap has moved them."""
-    domains, total = mixture.manifest["domains"], mixture.manifest["rows"]
-    if any(entry["capped"] for entry in domains.values()):
-        return
+    """Derive the rows again from the weights, the cap on epochs and the tokens there are."""
+    manifest = mixture.manifest
+    domains, ledger, total = manifest["domains"], manifest["ledger"], manifest["rows"]
+    tokens = [ledger[name]["read"] - ledger[name]["held_out"] for name in domains]
     weights = np.array([entry["weight"] for entry in domains.values()], np.float64)
-    derived = row_counts(weights / weights.sum(), total, np.full(len(weights), total)).rows
-    if derived.tolist() != [entry["rows"] for entry in domains.values()]:
+    room = capacity(
+        np.array(tokens, np.int64),
+        rows=total,
+        seq_len=manifest["seq_len"],
+        max_epochs=manifest["max_epochs"],
+    )
+    derived = row_counts(weights / weights.sum(), total, room)
+    said = [(entry["rows"], entry["capped"]) for entry in domains.values()]
+    if list(zip(derived.rows.tolist(), derived.capped.tolist(), strict=True)) != said:
         report.wrong("the rows of the domains are not those of their weights")
 
 
@@ -216,6 +223,13 @@ def _source(mixture: Mixture, given: Path | None) -> Store | None:
 def _trace(mixture: Mixture, store: Store, report: Report) -> None:
     """Derive every row's sources again, and compare its tokens with theirs."""
     rows, manifest = mixture.flat_tokens(), mixture.manifest
+    for what, said, found in (
+        ("eot_id", manifest["eot_id"], store.eot_id),
+        ("dtype", manifest["dtype"], str(store.dtype)),
+        ("tokenizer", manifest["tokenizer"]["sha256"], store.manifest["tokenizer"]["sha256"]),
+    ):
+        if said != found:
+            report.wrong(f"the {what} is {said}, the store's is {found}")
     for name, entry in manifest["ledger"].items():
         domain = store.domains[name]
         if (entry["read"], entry["held_out"]) != (domain.tokens, domain.held_tokens):

@@ -47,6 +47,20 @@ def water_fill(shares: Real, room: Real, total: float) -> Real:
     return amount
 
 
+def capacity(tokens: Index, *, rows: int, seq_len: int, max_epochs: float | None) -> Index:
+    """Rows that each domain can give to a mixture of `rows` rows, int64[K].
+
+    `tokens` is int64[K], what each domain has for training. A row belongs to the epoch in which
+    its last token lies, so a cap of e epochs leaves the rows that fit in e * tokens.
+    """
+    budgets = [
+        count * (np.inf if max_epochs is None else max_epochs) if count else 0.0
+        for count in tokens.tolist()
+    ]
+    room = [rows if budget >= rows * seq_len else int(budget) // seq_len for budget in budgets]
+    return np.array(room, np.int64)
+
+
 def row_counts(weights: Real, rows: int, capacity: Index) -> Counts:
     """Whole rows per domain by largest remainder, at most `capacity` (int64[K]) each.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mixc.build.counts import Counts, row_counts
+from mixc.build.counts import Counts, capacity, row_counts
 from mixc.errors import MixcError
 from mixc.recipe import Recipe
 from mixc.registry import WRITERS
@@ -73,7 +73,9 @@ def make_plan(recipe: Recipe, store: Store, weights: Mapping[str, float]) -> Bui
             f"{options.tokens} tokens do not make one row of {options.seq_len}",
             place=recipe.place("mixture", "tokens"),
         )
-    counts = row_counts(asked / asked.sum(), rows, _capacity(recipe, store, rows))
+    tokens = np.array([domain.training_tokens for domain in store.domains.values()], np.int64)
+    room = capacity(tokens, rows=rows, seq_len=options.seq_len, max_epochs=options.max_epochs)
+    counts = row_counts(asked / asked.sum(), rows, room)
     spec = StreamSpec(store.dtype, store.vocab_size, store.eot_id, options.seq_len, rows)
     for name in options.formats:
         WRITERS[name].load().check(spec)
@@ -113,16 +115,3 @@ def _check_names(weights: Mapping[str, float], domains: tuple[str, ...]) -> None
             "the weights and the store do not name the same domains: " + ", ".join(unknown),
             help="solve again for this store, or name every domain (0 leaves one out)",
         )
-
-
-def _capacity(recipe: Recipe, store: Store, rows: int) -> NDArray[np.int64]:
-    """Rows that each domain can give, int64[K]."""
-    options = recipe.mixture
-    room = []
-    for domain in store.domains.values():
-        tokens = domain.training_tokens
-        if tokens == 0 or options.max_epochs is None:
-            room.append(rows if tokens else 0)
-        else:
-            room.append(min(rows, int(options.max_epochs * tokens) // options.seq_len))
-    return np.array(room, np.int64)

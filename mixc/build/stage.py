@@ -42,7 +42,7 @@ def build(
 ) -> Mixture:
     """Bring the mixture at `root` up to date with the plan, and open it.
 
-    `recipe_data` goes into the manifest: name, seed, overrides, recipe_hash, weights.
+    `recipe_data` goes into the manifest: name, seed, overrides, recipe_hash, max_epochs.
     """
     with commit.locked(root) as staging:
         if (mixture := fresh(root, plan)) is not None:

@@ -69,14 +69,6 @@ class DomainStream:
         self._epoch = lru_cache(_EPOCHS_HELD)(self._lay_out_epoch)
         self._deck_order = lru_cache(_EPOCHS_HELD)(self._shuffle_rows)
 
-    def capacity(self, max_epochs: float | None) -> int | None:
-        """Rows in the first `max_epochs` epochs; None if there is no end of them."""
-        if self.epoch_tokens == 0:
-            return 0
-        if max_epochs is None:
-            return None
-        return int(max_epochs * self.epoch_tokens) // self.seq_len
-
     def deck(self, positions: Index) -> Index:
         """The rows at positions of the deck, int64[n] to int64[n].
 

@@ -1,0 +1,291 @@
+"""The whole build, checked against the bytes that it wrote and the store that it read."""
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+from build_helpers import (
+    all_documents,
+    every_held_id,
+    flat,
+    make_mixture,
+    make_store,
+    random_corpus,
+    read_rows,
+    small_blocks,
+    tijdeman,
+    worst_error,
+    write_corpus,
+)
+from helpers import write_jsonl
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from mixc import pipeline
+from mixc.build.counts import row_counts
+from mixc.errors import MixcError
+from mixc.recipe import load
+from mixc.verify import verify
+
+
+@st.composite
+def builds(draw):
+    """(corpus, overrides of the recipe, tokens of a block)."""
+    names = draw(st.sampled_from([["a"], ["a", "b"], ["web", "code", "x.y-z"], list("abcdef")]))
+    # Ids below 3 make equal documents, and so duplicates and leaks, likely.
+    words = draw(st.sampled_from([3, 300]))
+    sizes = {name: (draw(st.integers(1, 25)), draw(st.integers(0, 15))) for name in names}
+    corpus = random_corpus(draw(st.integers(0, 2**32)), sizes, words=words)
+    parts = draw(st.lists(st.integers(0, 5), min_size=len(names), max_size=len(names)))
+    assume(any(parts))
+    weights = {name: part / sum(parts) for name, part in zip(names, parts, strict=True)}
+    mixture = {
+        "weights": weights,
+        "rows": draw(st.integers(1, 60)),
+        "seq_len": draw(st.integers(1, 20)),
+        "max_epochs": draw(st.sampled_from([None, 0.4, 1, 2.5, 4])),
+        "order": {"shuffle_block": draw(st.sampled_from([1, 2, 7, 1024]))},
+    }
+    holdout = {"fraction": draw(st.sampled_from([0, 0.1, 0.5]))}
+    overrides = {"mixture": mixture, "holdout": holdout, "seed": draw(st.integers(0, 99))}
+    return corpus, overrides, draw(st.sampled_from([1, 64, 1 << 24]))
+
+
+def traced(store, mixture):
+    """Check every token of every row against the store; count each token read, by domain."""
+    documents = {name: all_documents(store, name) for name in store.domains}
+    seen = {name: Counter() for name in store.domains}
+    tokens = flat(mixture).tolist()
+    rows = read_rows(mixture)
+    assert [row["row"] for row in rows] == list(range(len(tokens)))
+    for row, found in zip(rows, tokens, strict=True):
+        copied = []
+        for span in row["spans"]:
+            doc_id, document = documents[row["domain"]][span["document"]]
+            assert doc_id == span["doc_id"]
+            stop = span["start"] + span["length"]
+            assert 0 <= span["start"] < stop <= len(document)
+            copied += document[span["start"] : stop]
+            for at in range(span["start"], stop):
+                seen[row["domain"]][span["epoch"], span["document"], at] += 1
+        assert copied == found
+        assert row["epoch"] == row["spans"][-1]["epoch"]
+    return documents, seen, Counter(row["domain"] for row in rows)
+
+
+def check_ledger(store, mixture):
+    documents, seen, rows = traced(store, mixture)
+    held, manifest = every_held_id(store), mixture.manifest
+    for name, entry in manifest["ledger"].items():
+        # In an epoch each token is read once at most, and none that is held out.
+        assert max(seen[name].values(), default=1) == 1
+        assert not {documents[name][number][0] for _, number, _ in seen[name]} & held
+        read = sum(len(tokens) for _, tokens in documents[name])
+        held_out = sum(len(tokens) for doc_id, tokens in documents[name] if doc_id in held)
+        in_rows = Counter(epoch for epoch, _, _ in seen[name])
+        assert (entry["read"], entry["held_out"]) == (read, held_out)
+        assert len(entry["epochs"]) == max(in_rows, default=-1) + 1
+        for number, epoch in enumerate(entry["epochs"]):
+            assert epoch["in_rows"] == in_rows[number]
+            assert epoch["left"] >= 0
+            assert read == epoch["in_rows"] + held_out + epoch["left"]
+        domain = manifest["domains"][name]
+        assert domain["rows"] == rows[name]
+        assert domain["tokens"] == sum(in_rows.values()) == rows[name] * manifest["seq_len"]
+
+
+def check_plan(store, mixture, options):
+    """The rows of each domain are those of the weights, under the cap."""
+    manifest, names = mixture.manifest, sorted(store.domains)
+    training = np.array([store.domains[name].training_tokens for name in names])
+    cap, length = options["max_epochs"], options["seq_len"]
+    most = training * cap // length if cap else np.where(training, options["rows"], 0)
+    weights = np.array([options["weights"][name] for name in names])
+    counts = row_counts(weights, options["rows"], most.astype(np.int64))
+    for i, name in enumerate(names):
+        entry = manifest["domains"][name]
+        assert entry["rows"] == counts.rows[i]
+        assert entry["capped"] == counts.capped[i]
+        assert entry["weight"] == weights[i]
+        assert entry["realised"] == counts.rows[i] / options["rows"]
+        assert entry["epochs"] == pytest.approx(entry["tokens"] / max(training[i], 1))
+        assert entry["epochs"] <= (cap or np.inf)
+
+
+def check_order(mixture):
+    manifest = mixture.manifest
+    names = list(manifest["domains"])
+    labels = np.array([names.index(row["domain"]) for row in read_rows(mixture)])
+    counts = np.bincount(labels, minlength=len(names))
+    block, total = manifest["order"]["shuffle_block"], len(labels)
+    ends = sorted({*range(block, total + 1, block), total})
+    error = worst_error(labels, counts, ends)
+    assert manifest["order"]["max_prefix_error"] == float(error)
+    assert error <= tijdeman(counts)
+
+
+def stream_hash(mixture):
+    """The hash of the stream as DESIGN defines it, from train.bin."""
+    rows, step = flat(mixture), mixture.manifest["block_rows"]
+    digests = [
+        xxhash.xxh3_128_digest(rows[start : start + step].astype("<u4").tobytes())
+        for start in range(0, len(rows), step)
+    ]
+    return xxhash.xxh3_128_hexdigest(b"".join(digests))
+
+
+@settings(max_examples=40, deadline=None)
+@given(builds())
+def test_every_token_is_accounted_for(build):
+    corpus, overrides, block_tokens = build
+    with tempfile.TemporaryDirectory() as folder, small_blocks(block_tokens):
+        try:
+            store, mixture = make_mixture(folder, corpus, **overrides)
+        except MixcError as error:
+            assert error.code == "MX060"
+            return
+        check_ledger(store, mixture)
+        check_plan(store, mixture, overrides["mixture"])
+        check_order(mixture)
+        assert mixture.manifest["stream_hash"] == stream_hash(mixture)
+        report = verify(mixture.root)
+        assert report.traced_rows == report.rows == overrides["mixture"]["rows"]
+
+
+BUILD = {"rows": 40, "seq_len": 16, "formats": ["nanogpt", "megatron"]}
+CORPUS = random_corpus(5, {"code": (30, 20), "prose": (20, 40), "web": (60, 12)})
+
+
+def test_blocks_are_cut_anywhere_without_a_trace(tmp_path):
+    make_store(tmp_path, CORPUS, mixture=BUILD)
+    trees = []
+    for tokens in (1, 16 * 7, 1 << 24):
+        with small_blocks(tokens):
+            recipe = load(tmp_path / "recipe.yaml", [f"name=blocks-{tokens}", "workdir=out"])
+            mixture = pipeline.build_mixture(recipe, workers=1)
+        trees.append((flat(mixture).tolist(), read_rows(mixture), mixture.manifest["ledger"]))
+    assert trees[0] == trees[1] == trees[2]
+
+
+def test_the_manifest_says_what_was_built(tmp_path):
+    overrides = {"mixture": BUILD, "name": "said", "seed": 3}
+    store, mixture = make_mixture(tmp_path, CORPUS, **overrides)
+    manifest = mixture.manifest
+    assert manifest["schema"] == "mixc.mixture/1"
+    assert (manifest["name"], manifest["seed"]) == ("said", 3)
+    assert (manifest["rows"], manifest["seq_len"], manifest["tokens"]) == (40, 16, 640)
+    assert (manifest["dtype"], manifest["eot_id"]) == ("uint16", 300)
+    assert manifest["tokenizer"] == {
+        "sha256": store.manifest["tokenizer"]["sha256"],
+        "vocab_size": 301,
+    }
+    assert manifest["store_hash"] == store.store_hash
+    assert manifest["overrides"] == []
+    total = sum(domain.training_tokens for domain in store.domains.values())
+    for name, entry in manifest["domains"].items():
+        assert entry["weight"] == store.domains[name].training_tokens / total
+    assert list(manifest["formats"]) == ["megatron", "nanogpt"]
+
+
+def test_the_stream_hash_does_not_depend_on_the_format(tmp_path):
+    path = write_corpus(tmp_path, CORPUS, mixture=BUILD)
+    hashes = set()
+    for formats in ("[nanogpt]", "[megatron]", "[megatron, nanogpt]"):
+        outputs = pipeline.run(load(path, [f"mixture.formats={formats}"]), workers=1)
+        hashes.add(outputs.mixture.manifest["stream_hash"])
+        assert set(outputs.mixture.manifest["formats"]) == set(formats.strip("[]").split(", "))
+    assert len(hashes) == 1
+
+
+# ---- a change of the recipe ----
+
+
+def rows_by_domain(mixture):
+    rows = {}
+    for row in read_rows(mixture):
+        rows.setdefault(row["domain"], set()).add(row["stream_row"])
+    return rows
+
+
+def test_a_change_of_weights_moves_only_a_prefix_of_each_deck(tmp_path):
+    path = write_corpus(tmp_path, CORPUS, mixture=BUILD | {"rows": 30})
+    found = []
+    for shares in ("{code: 0.4, prose: 0.4, web: 0.2}", "{code: 0.1, prose: 0.4, web: 0.5}"):
+        outputs = pipeline.run(load(path, [f"mixture.weights={shares}"]), workers=1)
+        found.append(rows_by_domain(outputs.mixture))
+    before, after = found
+    assert [len(before[name]) for name in ("code", "prose", "web")] == [12, 12, 6]
+    assert [len(after[name]) for name in ("code", "prose", "web")] == [3, 12, 15]
+    assert after["code"] < before["code"]
+    assert after["prose"] == before["prose"]
+    assert before["web"] < after["web"]
+
+
+def test_an_unchanged_recipe_builds_nothing_and_a_changed_one_builds_anew(tmp_path):
+    path = write_corpus(tmp_path, CORPUS, mixture=BUILD)
+    first = pipeline.run(load(path), workers=1).mixture
+    inode = (first.root / "mixture.json").stat().st_ino
+    again = pipeline.run(load(path), workers=1).mixture
+    assert (again.root / "mixture.json").stat().st_ino == inode
+    for override in ("seed=9", "mixture.rows=41", "mixture.order.shuffle_block=2", "name=other"):
+        changed = pipeline.run(load(path, [override]), workers=1).mixture
+        assert changed.manifest["key"] != first.manifest["key"], override
+        assert changed.manifest["overrides"] == [override]
+    back = pipeline.run(load(path), workers=1).mixture
+    assert back.manifest == first.manifest
+
+
+def test_a_missing_or_cut_file_is_built_again(tmp_path):
+    path = write_corpus(tmp_path, CORPUS, mixture=BUILD)
+    mixture = pipeline.run(load(path), workers=1).mixture
+    for name in ("nanogpt/train.bin", "rows.parquet", "megatron/val.idx"):
+        before = (mixture.root / name).read_bytes()
+        (mixture.root / name).unlink()
+        pipeline.build_mixture(load(path), workers=1)
+        assert (mixture.root / name).read_bytes() == before
+        (mixture.root / name).write_bytes(before[:-1])
+        pipeline.build_mixture(load(path), workers=1)
+        assert (mixture.root / name).read_bytes() == before
+
+
+# ---- what cannot be built ----
+
+
+def code_of(path, *overrides):
+    with pytest.raises(MixcError) as raised:
+        pipeline.build_mixture(load(path, overrides), workers=1)
+    return raised.value.code
+
+
+def test_what_cannot_be_built(tmp_path):
+    path = write_corpus(tmp_path, CORPUS, mixture=BUILD)
+    assert code_of(path) == "MX041"  # no store yet
+    pipeline.run(load(path), workers=1)
+    assert code_of(path, "mixture.max_epochs=0.01") == "MX060"
+    assert code_of(path, "mixture.rows=null", "mixture.tokens=15") == "MX060"
+    assert code_of(path, "mixture.weights=w.json") == "MX061"
+    (tmp_path / "w.json").write_text('{"code": 0.5, "prose": 0.5}')
+    assert code_of(path, "mixture.weights=w.json") == "MX061"  # web is not named
+    (tmp_path / "w.json").write_text('{"code": 0.5, "prose": 0.25, "web": 0.25, "x": 0}')
+    assert code_of(path, "mixture.weights=w.json") == "MX061"
+    (tmp_path / "w.json").write_text('{"code": 0.5, "prose": 0.5, "web": 0}')
+    overrides = ["mixture.weights=w.json", "mixture.rows=20"]
+    built = pipeline.build_mixture(load(path, overrides), workers=1)
+    assert built.manifest["domains"]["web"]["rows"] == 0
+    assert set(rows_by_domain(built)) == {"code", "prose"}
+
+
+def test_a_store_of_other_domains_is_stale(tmp_path):
+    path = write_corpus(tmp_path, CORPUS, mixture=BUILD)
+    pipeline.run(load(path), workers=1)
+    extra = write_jsonl(tmp_path / "extra.jsonl", ["a1 a2"])
+    assert code_of(path, f"domains.extra={{paths: [{Path(extra).name}]}}") == "MX045"
+
+
+def test_tokens_are_rounded_down_to_whole_rows(tmp_path):
+    path = write_corpus(tmp_path, CORPUS, mixture={**BUILD, "rows": None, "tokens": 16 * 9 + 15})
+    mixture = pipeline.run(load(path), workers=1).mixture
+    assert (mixture.manifest["rows"], mixture.manifest["tokens"]) == (9, 16 * 9)

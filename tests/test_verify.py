@@ -1,0 +1,305 @@
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from build_helpers import make_mixture, mixc, random_corpus, reseal, small_blocks, write_corpus
+
+from mixc import pipeline
+from mixc.build.mixture import SCHEMA, open_mixture
+from mixc.errors import MixcError, MixcErrors
+from mixc.recipe import load
+from mixc.store.hashes import FileRecord, hash_file
+from mixc.verify import verify
+
+CORPUS = random_corpus(8, {"code": (20, 15), "web": (30, 10)})
+MIXTURE = {
+    "weights": {"code": 0.3, "web": 0.7},
+    "rows": 13,
+    "seq_len": 16,
+    "order": {"shuffle_block": 2},
+    "formats": ["nanogpt", "megatron"],
+}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A store and a mixture of three blocks, in two formats."""
+    folder = tmp_path_factory.mktemp("verify")
+    with small_blocks(16 * 5):
+        make_mixture(folder, CORPUS, mixture=MIXTURE)
+    return folder / "out"
+
+
+@pytest.fixture
+def out(original, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(original, tmp_path / "out")
+
+
+def problems(path, **options):
+    """What verify finds, as (code, message, place)."""
+    with pytest.raises((MixcError, MixcErrors)) as raised:
+        verify(path, **options)
+    error = raised.value
+    errors = error.errors if isinstance(error, MixcErrors) else (error,)
+    return [(one.code, one.message, str(one.place)) for one in errors]
+
+
+def test_a_whole_mixture_and_its_store(original):
+    report = verify(original / "mixture")
+    assert (report.kind, report.rows, report.traced_rows) == ("mixture", 13, 13)
+    listed = open_mixture(original / "mixture").files()
+    assert (report.files, report.bytes) == (len(listed), sum(one.bytes for one in listed))
+    report = verify(original / "store")
+    assert (report.kind, report.documents, report.rows) == ("store", 50, 0)
+
+
+# ---- damage to bytes ----
+
+
+FILES = [
+    "mixture.json",
+    "rows.parquet",
+    "nanogpt/train.bin",
+    "megatron/train.idx",
+    "nanogpt/val.bin",
+    "megatron/val.idx",
+    "holdout/code/nanogpt/val.bin",
+    "holdout/web/megatron/val.idx",
+]
+
+
+def expect_damage(mixture, name):
+    found = problems(mixture)
+    assert {code for code, _, _ in found} == {"MX040"}
+    assert any(place.endswith(name) for _, _, place in found), found
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_anywhere_is_found(out, name):
+    path = out / "mixture" / name
+    whole = path.read_bytes()
+    # Every byte of small files, about 250 of large ones; the bit changes from byte to byte.
+    for at in range(0, len(whole), max(1, len(whole) // 250)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :])
+        expect_damage(out / "mixture", name)
+    path.write_bytes(whole)
+    verify(out / "mixture")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_cut_emptied_lengthened_or_missing_file_is_found(out, name):
+    path = out / "mixture" / name
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], b"", whole + b"\0", whole[1:]):
+        path.write_bytes(damaged)
+        expect_damage(out / "mixture", name)
+    path.unlink()
+    if name == "mixture.json":  # without a manifest there is no mixture
+        assert problems(out / "mixture")[0][0] == "MX070"
+    else:
+        expect_damage(out / "mixture", name)
+
+
+def test_the_files_of_two_formats_are_damaged_together(out):
+    # nanogpt/train.bin and megatron/train.bin are one file in the original, two in the copy.
+    mixture = out / "mixture"
+    (mixture / "megatron/train.bin").unlink()
+    (mixture / "megatron/train.bin").hardlink_to(mixture / "nanogpt/train.bin")
+    with (mixture / "nanogpt/train.bin").open("r+b") as file:
+        file.write(b"\xff\xff")
+    assert len(problems(mixture)) == 2
+
+
+def test_everything_that_is_wrong_is_named_at_once(out):
+    (out / "mixture/rows.parquet").unlink()
+    (out / "mixture/megatron/train.idx").write_bytes(b"")
+    found = [place for _, _, place in problems(out / "mixture")]
+    assert [place.rsplit("/", 1)[1] for place in found] == ["train.idx", "rows.parquet"]
+
+
+# ---- manifests that lie under a right seal ----
+
+
+def _shift_ledger(data):
+    epoch = data["ledger"]["web"]["epochs"][0]
+    epoch["in_rows"] += 1
+    epoch["left"] -= 1
+
+
+def _read_more(data):
+    for entry in (data["ledger"]["web"], *data["ledger"]["web"]["epochs"]):
+        entry["read" if "read" in entry else "left"] += 5
+
+
+def _drop_epoch(data):
+    data["ledger"]["web"]["epochs"].pop()
+
+
+def _swap_rows(data):
+    code, web = data["domains"]["code"], data["domains"]["web"]
+    code["rows"], web["rows"] = web["rows"], code["rows"]
+
+
+def _set(*keys, value):
+    def change(data):
+        node = data
+        for key in keys[:-1]:
+            node = node[key]
+        assert node[keys[-1]] != value
+        node[keys[-1]] = value
+
+    return change
+
+
+LIES = {
+    "ledger": _shift_ledger,
+    "tokens read": _read_more,
+    "epochs": _drop_epoch,
+    "rows of domains": _swap_rows,
+    "more rows": _set("rows", value=14),
+    "fewer rows": _set("rows", value=12),
+    "tokens": _set("tokens", value=1),
+    "domain tokens": _set("domains", "web", "tokens", value=16),
+    "realised weight": _set("domains", "web", "realised", value=0.1),
+    "domain epochs": _set("domains", "web", "epochs", value=1.0),
+    "weight": _set("domains", "web", "weight", value=0.9),
+    "order": _set("order", "max_prefix_error", value=0.0),
+    "stream hash": _set("stream_hash", value="0" * 32),
+    "seed": _set("seed", value=5),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_manifest_that_lies_under_a_right_seal_is_found(out, lie):
+    reseal(out / "mixture/mixture.json", SCHEMA, LIES[lie])
+    assert {code for code, _, _ in problems(out / "mixture")} == {"MX040"}
+
+
+def forge(mixture, name, data=None):
+    """Put a changed file under a right hash in the manifest, in every place that lists it."""
+    path = mixture / name
+    if data is not None:
+        path.write_bytes(data)
+    fresh = FileRecord(name, path.stat().st_size, hash_file(path)).as_dict()
+
+    def change(node):
+        for value in node.values() if isinstance(node, dict) else node:
+            if isinstance(value, dict) and value.get("path") == name:
+                value.update(fresh)
+            if isinstance(value, dict | list):
+                change(value)
+
+    reseal(mixture / "mixture.json", SCHEMA, change)
+
+
+def test_other_tokens_under_right_hashes_are_found(out):
+    mixture = out / "mixture"
+    tokens = np.fromfile(mixture / "nanogpt/train.bin", np.uint16)
+    tokens[3 * 16] = (tokens[3 * 16] + 1) % 300
+    for name in ("nanogpt/train.bin", "megatron/train.bin"):
+        forge(mixture, name, tokens.tobytes())
+    messages = [message for _, message, _ in problems(mixture)]
+    assert messages == [
+        "the tokens are not those of the stream hash",
+        "row 3 does not hold the tokens that its provenance names",
+    ]
+
+
+def change_provenance(mixture, change):
+    with pq.ParquetFile(mixture / "rows.parquet") as file:
+        tables = [file.read_row_group(i) for i in range(file.num_row_groups)]
+    rows = [table.to_pylist() for table in tables]
+    change([row for group in rows for row in group])
+    with pq.ParquetWriter(mixture / "rows.parquet", tables[0].schema) as writer:
+        for group in rows:
+            writer.write_table(pa.Table.from_pylist(group, schema=tables[0].schema))
+    forge(mixture, "rows.parquet")
+
+
+def _move_start(rows):
+    span = rows[7]["spans"][0]
+    span["start"] += 1
+
+
+def _other_document(rows):
+    for span in rows[2]["spans"]:
+        span["document"] = 10**6
+
+
+def _swap_stream_rows(rows):
+    rows[0]["stream_row"], rows[1]["stream_row"] = rows[1]["stream_row"], rows[0]["stream_row"]
+
+
+def _other_id(rows):
+    rows[4]["spans"][0]["doc_id"] ^= 1
+
+
+@pytest.mark.parametrize("lie", [_move_start, _other_document, _swap_stream_rows, _other_id])
+def test_provenance_that_lies_under_a_right_hash_is_found(out, lie):
+    change_provenance(out / "mixture", lambda rows: None)
+    verify(out / "mixture")
+    change_provenance(out / "mixture", lie)
+    assert {code for code, _, _ in problems(out / "mixture")} == {"MX040"}
+
+
+def test_a_manifest_may_not_name_files_outside_its_folder(out):
+    def escape(data):
+        data["provenance"]["path"] = "../store/manifest.json"
+
+    reseal(out / "mixture/mixture.json", SCHEMA, escape)
+    assert problems(out / "mixture")[0][0] == "MX040"
+
+
+# ---- with and without the store ----
+
+
+def test_a_mixture_that_moved_is_verified_without_its_store(out, tmp_path):
+    moved = (out / "mixture").rename(tmp_path / "moved")
+    report = verify(moved)
+    assert (report.rows, report.traced_rows) == (13, 0)
+    assert verify(moved, store=out / "store").traced_rows == 13
+
+
+def test_a_store_beside_it_that_is_not_its_own_is_not_used_but_refused_if_named(out, tmp_path):
+    other = write_corpus(tmp_path / "other", CORPUS, mixture=MIXTURE, holdout={"fraction": 0.4})
+    store = pipeline.run(load(other), workers=1).store.root
+    assert problems(out / "mixture", store=store)[0][0] == "MX045"
+    shutil.rmtree(out / "store")
+    shutil.copytree(store, out / "store")
+    assert verify(out / "mixture").traced_rows == 0
+
+
+def test_a_store_that_is_named_must_be_there(out, tmp_path):
+    assert problems(out / "mixture", store=tmp_path)[0][0] == "MX041"
+
+
+def test_rows_are_traced_to_a_damaged_store_and_do_not_match(out):
+    shard = next((out / "store/web").glob("*.arrow"))
+    data = bytearray(shard.read_bytes())
+    tokens = np.fromfile(out / "mixture/nanogpt/train.bin", np.uint16)
+    web = pq.read_table(out / "mixture/rows.parquet")["domain"].to_pylist().index("web")
+    place = data.find(tokens[web * 16 : web * 16 + 4].tobytes())
+    assert place > 0
+    data[place] ^= 1
+    shard.write_bytes(data)
+    assert "does not hold the tokens" in problems(out / "mixture")[0][1]
+    assert problems(out / "store")[0][0] == "MX040"
+
+
+def test_a_folder_that_holds_neither(tmp_path):
+    assert problems(tmp_path)[0][0] == "MX070"
+
+
+def test_the_command_line_exits_with_3_and_names_the_file(out):
+    done = mixc("verify", out / "mixture")
+    assert done.returncode == 0
+    assert "13 of them traced to the store token by token" in done.stdout
+    path = out / "mixture/rows.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    done = mixc("verify", out / "mixture")
+    assert done.returncode == 3
+    assert "error[MX040]" in done.stderr
+    assert "rows.parquet" in done.stderr

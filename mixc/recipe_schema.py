@@ -345,7 +345,7 @@ class Recipe(Strict):
     @property
     def workdir_path(self) -> Path:
         """The folder of all outputs."""
-        return self.resolve(self.workdir or f"build/{self.name}")
+        return self.resolve(self.workdir or f"build/{self.name}").resolve()
 
     @property
     def tokenizer_path(self) -> Path | None:

@@ -121,6 +121,7 @@ def _verify_mixture(mixture: Mixture, store: Path | None, report: Report) -> Non
     _check_stream(mixture, report)
     source = _source(mixture, store)
     if source is not None:
+        _check_store(mixture, source, report)
         _trace(mixture, source, report)
 
 
@@ -220,9 +221,9 @@ def _source(mixture: Mixture, given: Path | None) -> Store | None:
     return None
 
 
-def _trace(mixture: Mixture, store: Store, report: Report) -> None:
-    """Derive every row's sources again, and compare its tokens with theirs."""
-    rows, manifest = mixture.flat_tokens(), mixture.manifest
+def _check_store(mixture: Mixture, store: Store, report: Report) -> None:
+    """See that what the mixture says of its store is so."""
+    manifest = mixture.manifest
     for what, said, found in (
         ("eot_id", manifest["eot_id"], store.eot_id),
         ("dtype", manifest["dtype"], str(store.dtype)),
@@ -234,6 +235,11 @@ def _trace(mixture: Mixture, store: Store, report: Report) -> None:
         domain = store.domains[name]
         if (entry["read"], entry["held_out"]) != (domain.tokens, domain.held_tokens):
             report.wrong(f"the ledger of '{name}' does not begin with the tokens of the store")
+
+
+def _trace(mixture: Mixture, store: Store, report: Report) -> None:
+    """Derive every row's sources again, and compare its tokens with theirs."""
+    rows, manifest = mixture.flat_tokens(), mixture.manifest
     if rows is None:
         return
     streams = {

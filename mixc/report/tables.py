@@ -127,7 +127,7 @@ def copies(found: Mapping[str, Any]) -> None:
     entries = found.get("copies", [found])
     for entry in entries:
         for key, value in entry.items():
-            if key not in ("text", "tokens", "kind") or not isinstance(value, list):
+            if key not in ("kind", "spans", "tokens") or isinstance(value, int):
                 print(f"{key}: {value}")
         if "spans" in entry:
             columns = list(entry["spans"][0])

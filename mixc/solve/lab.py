@@ -98,15 +98,22 @@ class Lab:
 
         device = pick_device(self.options.device)
         bits = np.full(len(self.domains), np.nan)
-        for i, name in enumerate(self.domains):
-            held = [(one.tokens, one.n_bytes) for one in self.store.held_out(name)]
-            size = sum(int(n_bytes.sum(dtype=np.int64)) for _, n_bytes in held)
-            if size:
-                # An end-of-text before the first token, so that it is predicted too.
-                stream = np.concatenate([[self.store.eot_id], *(tokens for tokens, _ in held)])
-                nats, _ = domain_nats(model, stream, self.options.seq_len - 1, device)
-                bits[i] = nats / np.log(2) / size
+        streams = [self._held_stream(name) for name in self.domains]
+        with progress.task("score holdout", sum(len(s) for s, _ in streams), "tokens") as bar:
+            for i, (stream, size) in enumerate(streams):
+                if size:
+                    nats, _ = domain_nats(model, stream, self.options.seq_len - 1, device)
+                    bits[i] = nats / np.log(2) / size
+                bar.advance(len(stream))
         return bits
+
+    def _held_stream(self, domain: str) -> tuple[NDArray[np.int64], int]:
+        """A domain's held-out documents end to end, and the UTF-8 bytes of their text."""
+        held = list(self.store.held_out(domain))
+        size = sum(int(one.n_bytes.sum(dtype=np.int64)) for one in held)
+        # An end-of-text before the first token, so that it is predicted too.
+        stream = np.concatenate([[self.store.eot_id], *(one.tokens for one in held)])
+        return stream.astype(np.int64), size
 
     @contextmanager
     def progress(self, label: str, models: int) -> Iterator[OnStep]:

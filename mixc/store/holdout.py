@@ -23,9 +23,9 @@ def choose(
 ) -> Ids:
     """Choose one domain's held-out ids, sorted.
 
-    `ids` and `lengths` are [n], a document each. The documents of the smallest keyed hashes are
-    taken, up to `fraction` of the distinct documents and `max_tokens` tokens; at least one if
-    any fits, and never all. The hash does not depend on the domain, so that a document that
+    `ids` and `lengths` are [n], a document each. The `fraction` of the distinct documents that has
+    the smallest keyed hashes is gone through in their order, and each that still fits in
+    `max_tokens` is taken; at least one of all if any fits, and never all. The hash does not depend on the domain, so that a document that
     stands in two domains is likely chosen in both.
     """
     ids, first = np.unique(ids, return_index=True)
@@ -34,9 +34,12 @@ def choose(
         return ids[:0]
     order = np.argsort(Stream(seed, "holdout").hash(ids), kind="stable")
     sizes = lengths[first][order]
-    taken = order[:wanted][np.cumsum(sizes[:wanted]) <= max_tokens]
-    if len(taken) == 0:
-        taken = order[sizes <= max_tokens][:1]
+    taken, left = [], max_tokens
+    for i, size in zip(order[:wanted].tolist(), sizes[:wanted].tolist(), strict=True):
+        if size <= left:
+            taken.append(i)
+            left -= size
+    taken = taken or order[sizes <= max_tokens][:1].tolist()
     return np.sort(ids[taken])
 
 

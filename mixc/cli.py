@@ -222,11 +222,12 @@ def inspect(path: Path, row: int | None, doc: int | None, decode: bool, as_json:
 
 
 @cli.command()
-def schema() -> None:
+@_json_option
+def schema(as_json: bool) -> None:
     """Print the JSON Schema of recipes, for editors."""
     from mixc.recipe import json_schema
 
-    click.echo(json.dumps(json_schema(), indent=2))
+    click.echo(json.dumps(json_schema(), indent=None if as_json else 2))
 
 
 def main() -> NoReturn:
@@ -241,6 +242,8 @@ def main() -> NoReturn:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
+        if "--json" in sys.argv:
+            click.echo(json.dumps({"errors": [{"code": None, "message": error.format_message()}]}))
     except BrokenPipeError:
         _leave(_BROKEN_PIPE)
     except SystemExit:
@@ -260,7 +263,7 @@ def _fail(error: MixcError | MixcErrors) -> int:
 def _stop(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
     """End at once: whatever moment it is, what is staged can be adopted and the rest is whole."""
     show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-    os.write(2, f"{show_cursor}\nstopped: finished work is kept, run again to go on\n".encode())
+    os.write(2, f"{show_cursor}\nstopped: what was whole is whole, run again to go on\n".encode())
     _leave(128 + signum)
 
 

@@ -14,6 +14,7 @@ from mixc.errors import MixcError, Place
 from mixc.recipe import Recipe
 from mixc.solve import stage as solve_stage
 from mixc.solve.weights import SolvedWeights, open_weights, read_weights
+from mixc.store import commit
 from mixc.store.store import Store, open_store
 from mixc.tokenize import stage as tokenize_stage
 from mixc.tokenize.assemble import options_key
@@ -42,24 +43,31 @@ class StagePlan:
 def run(recipe: Recipe, *, workers: int) -> Outputs:
     """Tokenize, solve and build, each only if it is stale."""
     store = tokenize_stage.tokenize(recipe, workers=workers)
-    weights = solve_stage.solve_weights(recipe, store) if _solves(recipe) else None
+    weights = solve_weights(recipe) if _solves(recipe) else None
     return Outputs(store, weights, build_mixture(recipe, workers=workers))
 
 
 def solve_weights(recipe: Recipe) -> SolvedWeights:
-    """Solve on the store that is there."""
-    return solve_stage.solve_weights(recipe, current_store(recipe))
+    """Solve on the store that is there. Raises MX045 if it is stale."""
+    store = current_store(recipe)
+    with commit.reading(store.root):
+        return solve_stage.solve_weights(recipe, store)
 
 
 def build_mixture(recipe: Recipe, *, workers: int) -> Mixture:
     """Build from the store and weights that are there. Raises MX045 if they are stale."""
     store = current_store(recipe)
+    with commit.reading(store.root):
+        return _build_mixture(recipe, store, workers=workers)
+
+
+def _build_mixture(recipe: Recipe, store: Store, *, workers: int) -> Mixture:
     plan = make_plan(recipe, store, mixture_weights(recipe, store))
     canonical = recipe.canonical()
     data = {
         "name": recipe.name,
         "seed": recipe.seed,
-        "overrides": list(recipe.overrides),
+        "overrides": recipe.overrides_of("name", "mixture", "seed"),
         "max_epochs": recipe.mixture.max_epochs,
         "recipe_hash": build_stage.recipe_hash(canonical),
     }
@@ -73,7 +81,8 @@ def current_store(recipe: Recipe) -> Store:
     """
     store = open_store(recipe.workdir_path / "store")
     store.check_sizes()
-    if store.manifest["options_key"] != options_key(recipe):
+    same_domains = list(store.domains) == sorted(recipe.domains)
+    if not same_domains or store.manifest["options_key"] != options_key(recipe):
         raise MixcError(
             "MX045",
             "the store was made with other domains, tokenizer, holdout or seed than the recipe's",
@@ -120,30 +129,34 @@ def plan(recipe: Recipe, *, workers: int) -> list[StagePlan]:
         # Until the tokens are counted, nobody can say more of the later stages.
         return [
             StagePlan("tokenize", status, details),
-            *(StagePlan(name, "stale", {"waits for": "tokenize"}) for name in later),
-            StagePlan("build-mixture", "stale", {"waits for": "tokenize", **_size(recipe)}),
+            *(StagePlan(name, status, {"waits for": "tokenize"}) for name in later),
+            StagePlan("build-mixture", _status(recipe), {"waits for": "tokenize", **_size(recipe)}),
         ]
     stages, store = [StagePlan("tokenize", status, details)], todo.old
     if _solves(recipe):
         solved = solve_stage.fresh(recipe, store)
         cost = {} if solved else solve_stage.estimate(recipe, store)
-        stages.append(StagePlan("solve-weights", "fresh" if solved else "stale", cost))
+        there = (recipe.workdir_path / "weights.json").exists()
+        status = "fresh" if solved else "stale" if there else "missing"
+        stages.append(StagePlan("solve-weights", status, cost))
         if solved is None:
             waits = {"waits for": "solve-weights", **_size(recipe)}
-            return [*stages, StagePlan("build-mixture", "stale", waits)]
+            return [*stages, StagePlan("build-mixture", _status(recipe), waits)]
     build = make_plan(recipe, store, mixture_weights(recipe, store))
     root = recipe.workdir_path / "mixture"
-    status = (
-        "fresh" if build_stage.fresh(root, build) else ("stale" if root.exists() else "missing")
-    )
+    status = "fresh" if build_stage.fresh(root, build) else _status(recipe)
     return [*stages, StagePlan("build-mixture", status, _describe(build, store, root))]
+
+
+def _status(recipe: Recipe) -> str:
+    """Of a mixture that is not fresh."""
+    return "stale" if (recipe.workdir_path / "mixture").exists() else "missing"
 
 
 def _size(recipe: Recipe) -> dict[str, int]:
     """What the recipe alone says of its mixture."""
     options = recipe.mixture
-    rows = options.rows or (options.tokens or 0) // options.seq_len
-    return {"rows": rows, "tokens": rows * options.seq_len}
+    return {"rows": options.row_count, "tokens": options.row_count * options.seq_len}
 
 
 def _describe(plan: BuildPlan, store: Store, root: Path) -> dict[str, Any]:

@@ -220,7 +220,7 @@ class Domain(Strict):
         default="error", description="stop at a bad record, or leave it out and count it"
     )
     max_document_bytes: PositiveQuantity = Field(
-        default=64_000_000, description="a longer document is a bad record"
+        default=64_000_000, lt=2**32, description="a longer document is a bad record"
     )
 
 
@@ -285,6 +285,11 @@ class Mixture(Strict):
     order: Order = Field(default=Order(), description="how rows follow each other")
     formats: Formats = Field(description="the trainers' formats to write")
 
+    @property
+    def row_count(self) -> int:
+        """Rows of the mixture; tokens that fill no row are left off."""
+        return self.rows or (self.tokens or 0) // self.seq_len
+
 
 class Recipe(Strict):
     """A recipe, as `mixc.recipe.load` returns it."""
@@ -319,6 +324,10 @@ class Recipe(Strict):
         """The `-s` overrides, as the user wrote them."""
         return self._overrides
 
+    def overrides_of(self, *sections: str) -> list[str]:
+        """The overrides that set a key of these sections, as manifests record them."""
+        return [text for text in self._overrides if re.split(r"[.=]", text)[0].strip() in sections]
+
     @property
     def folder(self) -> Path:
         """The folder of the recipe's file: what its relative paths are relative to."""
@@ -346,11 +355,6 @@ class Recipe(Strict):
     def workdir_path(self) -> Path:
         """The folder of all outputs."""
         return self.resolve(self.workdir or f"build/{self.name}").resolve()
-
-    @property
-    def tokenizer_path(self) -> Path | None:
-        """The tokenizer's file, if the recipe names one."""
-        return None if self.tokenizer.path is None else self.resolve(self.tokenizer.path)
 
     @property
     def weights_path(self) -> Path | None:

@@ -16,7 +16,8 @@ class Entry:
     """One entry of a rack.
 
     `suffixes` are the file names that a reader takes by default. `source` is a method's paper,
-    `forward_passes` its cost: forward passes of the small model for each token of a run.
+    `forward_passes` its cost: forward passes of the small model for each token of a run;
+    `reads_mixture` says that its weights depend on the mixture's tokens and cap on epochs.
     """
 
     module: str
@@ -24,6 +25,7 @@ class Entry:
     suffixes: tuple[str, ...] = ()
     source: str = ""
     forward_passes: float = 0.0
+    reads_mixture: bool = False
 
     def load(self) -> ModuleType:
         """Import the module that holds the entry."""
@@ -49,6 +51,7 @@ METHODS: dict[str, Entry] = {
         "mixc.methods.unimax",
         "as uniform as a cap on epochs allows",
         source="arXiv:2304.09151",
+        reads_mixture=True,
     ),
     "temperature": Entry(
         "mixc.methods.temperature",

@@ -1,4 +1,4 @@
-"""`mixc verify`: hash every file again, and derive again everything that a manifest claims."""
+"""`mixc verify`: hash every file again, and derive again what manifests say of the tokens."""
 
 from __future__ import annotations
 

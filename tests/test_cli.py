@@ -108,7 +108,7 @@ def test_plan_says_what_is_fresh_and_writes_nothing(recipe, built):
     away = recipe.parent / "elsewhere"
     done = mixc("plan", recipe, "--json", "-s", f"workdir={away}")
     stages = json.loads(done.stdout)["stages"]
-    assert [s["status"] for s in stages] == ["missing", "stale"]
+    assert [s["status"] for s in stages] == ["missing", "missing"]
     assert stages[0]["details"]["about_tokens"] > 0
     assert not away.exists()
 
@@ -127,7 +127,9 @@ def test_a_changed_key_redoes_only_its_stage(recipe, built):
         ("build-mixture", "stale"),
     ]
     stages = json.loads(mixc("plan", recipe, "--json", "-s", "seed=7").stdout)["stages"]
-    assert stages[0]["status"] == "stale"
+    assert [s["status"] for s in stages] == ["fresh", "stale"]
+    done = mixc("plan", recipe, "--json", "-s", "holdout.fraction=0.3")
+    assert json.loads(done.stdout)["stages"][0]["status"] == "stale"
 
 
 def test_verify_and_inspect(built):

@@ -75,7 +75,7 @@ def recipe(tmp_path_factory):
 def stages(recipe):
     """For each command: the work done before it in an older version, and the time it takes."""
     workdir, seconds = recipe.parent / "build/out", {}
-    older = ["-s", "seed=1", "-s", f"workdir={workdir}"]
+    older = ["-s", "seed=1", "-s", "holdout.fraction=0.05", "-s", f"workdir={workdir}"]
     newer = ["-s", f"workdir={workdir}"]
     before = {}
     for name in OUTPUTS:

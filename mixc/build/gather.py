@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mixc.build.provenance import BlockRows, block_table
 from mixc.engine.local import Report
+from mixc.errors import MixcError, Place
 from mixc.rows.stream import DomainStream, Spans, targets
 from mixc.store import commit
 from mixc.store.store import open_store
@@ -58,10 +59,12 @@ class Builder:
 
 
 def make_builder(
-    store_root: Path, domains: tuple[str, ...], seq_len: int, seed: int, path: Path
+    store_root: Path, store_hash: str, domains: tuple[str, ...], seq_len: int, seed: int, path: Path
 ) -> Builder:
     """Set a worker up: the store mapped, the staged stream at `path`."""
     store = open_store(store_root)
+    if store.store_hash != store_hash:
+        raise MixcError("MX045", "the store was replaced meanwhile", place=Place(str(store_root)))
     streams = (DomainStream(store, name, seq_len=seq_len, seed=seed) for name in domains)
     return Builder(domains, tuple(streams), seq_len, store.dtype, path)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,6 @@ _BLOCK_TOKENS = 1 << 24
 class BuildPlan:
     """The mixture to be built. `domains` is the order of all arrays, [K]."""
 
-    store_root: Path
     domains: tuple[str, ...]
     weights: NDArray[np.float64]
     counts: Counts
@@ -66,7 +64,7 @@ def make_plan(recipe: Recipe, store: Store, weights: Mapping[str, float]) -> Bui
     options, domains = recipe.mixture, tuple(store.domains)
     _check_names(weights, domains)
     asked = np.array([weights[name] for name in domains], np.float64)
-    rows = options.rows or (options.tokens or 0) // options.seq_len
+    rows = options.row_count
     if rows < 1:
         raise MixcError(
             "MX060",
@@ -91,10 +89,11 @@ def make_plan(recipe: Recipe, store: Store, weights: Mapping[str, float]) -> Bui
             "max_epochs": options.max_epochs,
             "formats": list(options.formats),
             "seed": recipe.seed,
+            "recipe": recipe.canonical()["mixture"],
+            "overrides": recipe.overrides_of("name", "mixture", "seed"),
         }
     )
     return BuildPlan(
-        store_root=store.root,
         domains=domains,
         weights=asked,
         counts=counts,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -145,8 +144,3 @@ def add_up(table: pa.Table, taken: dict[str, dict[int, int]]) -> None:
     ):
         by_epoch = taken.setdefault(name, {})
         by_epoch[epoch] = by_epoch.get(epoch, 0) + tokens
-
-
-def read_rows(root: Path) -> pq.ParquetFile:
-    """Open a mixture's provenance."""
-    return pq.ParquetFile(root / FILE)

@@ -25,7 +25,7 @@ from mixc.store.hashes import FileRecord, hash_file, key_of, seal
 from mixc.store.store import Store
 from mixc.writers.sequences import Folder, Sequences
 
-_JOURNAL = "blocks.jsonl"
+_JOURNAL, _STREAM = "blocks.jsonl", "stream.bin"
 
 
 def fresh(root: Path, plan: BuildPlan) -> Mixture | None:
@@ -45,6 +45,7 @@ def build(
     `recipe_data` goes into the manifest: name, seed, overrides, recipe_hash, max_epochs.
     """
     with commit.locked(root) as staging:
+        commit.check_ours(root, mixtures.MANIFEST)
         if (mixture := fresh(root, plan)) is not None:
             commit.remove(staging)
             return mixture
@@ -64,8 +65,8 @@ def build(
 def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -> dict[str, Any]:
     """Stage every file of the mixture under `tree` and describe it."""
     labels = order.domain_order(plan.counts.rows, shuffle_block=plan.shuffle_block, seed=plan.seed)
-    stream = work / "stream.bin"
-    digests, taken, rows = _gather(plan, labels, work, stream, tree, workers)
+    digests, taken, rows = _gather(plan, store, labels, work, tree, workers)
+    stream = work / _STREAM
     commit.sync(stream)
     lengths = np.broadcast_to(np.int64(plan.seq_len), plan.rows)
     export = _Exporter(plan, tree)
@@ -132,9 +133,15 @@ def free_bytes(root: Path) -> int:
 
 
 def _gather(
-    plan: BuildPlan, labels: order.Labels, work: Path, stream: Path, tree: Path, workers: int
+    plan: BuildPlan,
+    store: Store,
+    labels: order.Labels,
+    work: Path,
+    tree: Path,
+    workers: int,
 ) -> tuple[list[str], dict[str, dict[int, int]], FileRecord]:
     """Stage the token stream and the provenance; digests of blocks, tokens taken, the file."""
+    stream = work / _STREAM
     commit.reserve(stream, plan.bytes)
     known = _read_journal(work / _JOURNAL)
     digests = []
@@ -147,7 +154,7 @@ def _gather(
             build_block,
             _tasks(plan, labels, known),
             setup=make_builder,
-            arguments=(plan.store_root, plan.domains, plan.seq_len, plan.seed, stream),
+            arguments=(store.root, store.store_hash, plan.domains, plan.seq_len, plan.seed, stream),
             workers=workers,
             report=bar.advance,
         ):

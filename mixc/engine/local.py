@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from typing import Any, TypeVar
 
@@ -85,7 +86,9 @@ def _in_order(
 def _draining(queue: SimpleQueue[float | None], report: Report) -> Iterator[None]:
     def drain() -> None:
         while (amount := queue.get()) is not None:
-            report(amount)
+            # Whatever becomes of the display, the pipe must be emptied, or the workers stall.
+            with suppress(Exception):
+                report(amount)
 
     thread = threading.Thread(target=drain, daemon=True)
     thread.start()
@@ -106,7 +109,10 @@ def _start(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _report = queue.put
-    _context = setup(*arguments)
+    try:
+        _context = setup(*arguments)
+    except Exception as error:  # for the first task to raise: an initialiser's error is lost
+        _context = _Failed(error)
 
 
 def _die_with_parent() -> None:
@@ -116,5 +122,14 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
+@dataclass(frozen=True)
+class _Failed:
+    """A context that could not be made."""
+
+    error: Exception
+
+
 def _call(function: Callable[[Any, Task, Report], Result], task: Task) -> Result:
+    if isinstance(_context, _Failed):
+        raise _context.error
     return function(_context, task, _report)

@@ -101,6 +101,7 @@ def solve(problem: Problem, options: Options) -> Solution:
         },
         tokens=result.tokens,
         flops=result.flops,
+        environment=lab.environment(),
     )
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from mixc.readers.records import BadRecord, ReadOptions, Record, Source
 
-_ROWS = 1024
+_ROWS, _BATCH_BYTES = 1024, 64 << 20
 
 
 def read(source: Source, options: ReadOptions) -> Iterator[Record | BadRecord]:
@@ -19,7 +19,9 @@ def read(source: Source, options: ReadOptions) -> Iterator[Record | BadRecord]:
             _check_column(file, source, options.text)
             size, rows = source.path.stat().st_size, file.metadata.num_rows
             row = 0
-            for batch in file.iter_batches(_ROWS, columns=[options.text], use_threads=False):
+            for batch in file.iter_batches(
+                _batch_rows(file), columns=[options.text], use_threads=False
+            ):
                 for scalar in batch.column(0):
                     yield _record(scalar, row, options.text)
                     row += 1
@@ -29,6 +31,13 @@ def read(source: Source, options: ReadOptions) -> Iterator[Record | BadRecord]:
             source.consumed = size
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise source.damaged("MX026", str(error).splitlines()[0]) from error
+
+
+def _batch_rows(file: pq.ParquetFile) -> int:
+    """Rows that are held at once: fewer where the file's rows are long."""
+    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    longest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
+    return int(max(1, min(_ROWS, _BATCH_BYTES // max(longest, 1))))
 
 
 def _check_column(file: pq.ParquetFile, source: Source, column: str) -> None:

@@ -5,6 +5,7 @@ Torch is imported when the first model is trained, not before.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -67,15 +68,15 @@ class Lab:
         rows = size * self.options.steps
         counts = row_counts(weights, rows, np.full(len(weights), rows))
         labels = assign(counts.rows)
+        positions = _positions(labels, len(weights))
         streams = [self._stream(name) for name in self.domains]
 
         def batch(step: int) -> Batch:
             mine = labels[step * size : (step + 1) * size]
             tokens = np.empty((len(mine), self.options.seq_len), np.int64)
             for domain in np.unique(mine):
-                before = int(np.count_nonzero(labels[: step * size] == domain))
                 place = np.flatnonzero(mine == domain)
-                deck = streams[domain].deck(before + np.arange(len(place)))
+                deck = streams[domain].deck(positions[step * size + place])
                 tokens[place] = streams[domain].tokens(deck)
             return Batch(tokens, mine.astype(np.int64))
 
@@ -107,6 +108,20 @@ class Lab:
                 bar.advance(len(stream))
         return bits
 
+    def environment(self) -> dict[str, str]:
+        """What training repeats to the bit under."""
+        import torch
+
+        from mixc.proxy.train import pick_device
+
+        device = pick_device(self.options.device)
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+        return {
+            "torch": torch.__version__,
+            "device": f"{device.type} {name}",
+            "threads": str(torch.get_num_threads()),
+        }
+
     def _held_stream(self, domain: str) -> tuple[NDArray[np.int64], int]:
         """A domain's held-out documents end to end, and the UTF-8 bytes of their text."""
         held = list(self.store.held_out(domain))
@@ -122,3 +137,12 @@ class Lab:
         total = models * self.options.steps * tokens
         with progress.task(label, total, "tokens") as bar:
             yield lambda who, _, loss: bar.advance(tokens, f"{who} loss {loss:.3f}")
+
+
+def _positions(labels: NDArray[np.uint16], domains: int) -> NDArray[np.int64]:
+    """Where in its domain's deck each row stands: how many of its domain came before, int64[R]."""
+    positions = np.empty(len(labels), np.int64)
+    for domain in range(domains):
+        mine = np.flatnonzero(labels == domain)
+        positions[mine] = np.arange(len(mine))
+    return positions

@@ -37,7 +37,7 @@ class Solution:
 
     `trajectory` maps a name to a value per step and domain, [T, K], or per step, [T].
     `bits_per_byte` maps a model's name to its loss on each domain's holdout, [K], NaN where a
-    domain holds nothing out.
+    domain holds nothing out. `environment` names what a rerun must share to repeat to the bit.
     """
 
     weights: Weights
@@ -47,6 +47,7 @@ class Solution:
     bits_per_byte: Mapping[str, Weights] = field(default_factory=dict)
     tokens: int = 0
     flops: float = 0.0
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def exact(weights: Weights) -> Solution:

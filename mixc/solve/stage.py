@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mixc import __version__
-from mixc.errors import MixcError
+from mixc.errors import MixcError, Place
 from mixc.recipe import Proxy, Recipe
 from mixc.registry import METHODS
 from mixc.solve.lab import Lab
@@ -42,7 +42,7 @@ def make_problem(recipe: Recipe, store: Store) -> Problem:
         tokens=np.array([domain.training_tokens for domain in store.domains.values()], np.int64),
         seed=recipe.seed,
         lab=Lab(store, proxy, seed=recipe.seed),
-        target_tokens=options.tokens or (options.rows or 0) * options.seq_len,
+        target_tokens=options.row_count * options.seq_len,
         max_epochs=options.max_epochs,
     )
 
@@ -56,16 +56,16 @@ def run_method(name: str, problem: Problem, options: object = None) -> Solution:
 
 def weights_key(recipe: Recipe, store: Store) -> str:
     """The key of everything that the weights depend on."""
-    data = recipe.canonical()
-    problem = make_problem(recipe, store)
+    assert recipe.solve is not None
+    options = recipe.mixture
+    reads = METHODS[recipe.solve.method].reads_mixture
     return key_of(
         {
             "algorithm": ALGORITHM,
             "store": store.store_hash,
-            "solve": data["solve"],
+            "solve": recipe.canonical()["solve"],
             "seed": recipe.seed,
-            "target_tokens": problem.target_tokens,
-            "max_epochs": problem.max_epochs,
+            "mixture": [options.row_count, options.seq_len, options.max_epochs] if reads else None,
         }
     )
 
@@ -122,6 +122,7 @@ def solve_weights(recipe: Recipe, store: Store) -> SolvedWeights:
         if (solved := fresh(recipe, store)) is not None:
             commit.remove(staging)
             return solved
+        old = _old_trajectory(final)
         problem = make_problem(recipe, store)
         solution = run_method(recipe.solve.method, problem, recipe.solve.options)
         trajectory = _stage_trajectory(staging, problem, solution)
@@ -130,11 +131,26 @@ def solve_weights(recipe: Recipe, store: Store) -> SolvedWeights:
         if trajectory is not None:
             commit.publish_file(staging / trajectory.path, final.parent / trajectory.path)
         commit.publish_file(staging / FILE, final)
-        for other in final.parent.glob("trajectory-*.parquet"):
-            if trajectory is None or other.name != trajectory.path:
-                commit.remove(other)
+        if old is not None and old != trajectory:
+            commit.remove(final.parent / old.path)
         commit.remove(staging)
     return open_weights(final)
+
+
+def _old_trajectory(final: Path) -> FileRecord | None:
+    """The trajectory of the weights that will be replaced. Raises MX043 if they are not ours."""
+    try:
+        file = open_weights(final).manifest["trajectory"]
+    except MixcError as error:
+        if error.code == "MX040" and SCHEMA.encode() not in final.read_bytes():
+            raise MixcError(
+                "MX043",
+                "this file is not mixc's, and would be replaced",
+                place=Place(str(final)),
+                help="rename it, and give its name to mixture.weights to build with it",
+            ) from None
+        return None
+    return None if file is None else FileRecord(**file)
 
 
 def _manifest(
@@ -175,7 +191,8 @@ def _manifest(
             "store_hash": store.store_hash,
             "recipe_hash": key_of({"solve": recipe.canonical()["solve"], "seed": recipe.seed}),
             "seeds": [recipe.seed],
-            "overrides": list(recipe.overrides),
+            "environment": dict(solution.environment),
+            "overrides": recipe.overrides_of("solve", "mixture", "seed"),
             "mixc_version": __version__,
         },
     }

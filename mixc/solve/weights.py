@@ -37,9 +37,11 @@ def open_weights(path: Path) -> SolvedWeights:
         return SolvedWeights(path, unseal(path, SCHEMA))
     except MixcError as error:
         if error.code == "MX041":
-            error.message, error.help = (
-                "there are no weights here",
-                "run `mixc solve-weights` first",
+            error.message, error.help = "there are no weights here", "run `mixc solve-weights`"
+        elif error.code == "MX040":
+            error.help = (
+                "solve again; to use weights of your own, give mixture.weights a file of "
+                '{"domain": weight, ...}'
             )
         raise
 

@@ -29,6 +29,7 @@ from mixc.errors import MixcError, Place
 from mixc.store.hashes import FileRecord
 
 CONTROL = ".mixc"
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EXDEV)
 
@@ -54,8 +55,7 @@ def locked(output: Path) -> Iterator[Path]:
     control = output.parent / CONTROL / output.name
     with writing(control):
         control.mkdir(parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(control / "lock", flags, 0o644)
+        descriptor = os.open(control / "lock", _LOCK_FLAGS, 0o644)
     try:
         _take(descriptor, output)
         staging = control / "staging"
@@ -66,19 +66,48 @@ def locked(output: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _take(descriptor: int, output: Path) -> None:
+@contextmanager
+def reading(output: Path) -> Iterator[None]:
+    """Keep an output as it is while a later stage reads it. Raises MX042 if a run writes it."""
+    control = output.parent / CONTROL / output.name
+    with writing(control):
+        control.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(control / "lock", _LOCK_FLAGS, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(descriptor, output, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def check_ours(output: Path, manifest: str) -> None:
+    """Refuse to replace a folder that is not an output of ours. Raises MX043."""
+    if output.exists() and not (output / manifest).exists() and any(output.iterdir()):
+        raise MixcError(
+            "MX043",
+            f"the folder is not mixc's: it holds files, but no {manifest}",
+            place=Place(str(output)),
+            help="move it away, or choose another workdir",
+        )
+
+
+def _take(descriptor: int, output: Path) -> None:
+    _flock(descriptor, output, fcntl.LOCK_EX)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+
+def _flock(descriptor: int, output: Path, kind: int) -> None:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         owner = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
         raise MixcError(
             "MX042",
-            "another run is writing this output",
+            "another run holds this output",
             place=Place(str(output)),
-            help=f"wait for {owner}, or stop it",
+            help=f"wait for it, or stop it; the last to write here was {owner}",
         ) from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
 
 class StagedFile:
@@ -92,6 +121,8 @@ class StagedFile:
 
     def write(self, data: bytes | memoryview) -> int:
         """Write all of `data`, however many system calls it takes."""
+        if self.closed:
+            raise ValueError("the staged file is closed")
         view = memoryview(data).cast("B")
         self._hash.update(view)
         done = 0
@@ -108,7 +139,8 @@ class StagedFile:
         """Nothing is buffered here."""
 
     def close(self) -> None:
-        """Closing is the business of `create`."""
+        """No more may be written. The descriptor is `create`'s to close."""
+        self.closed = True
 
     def record(self, path: str) -> FileRecord:
         """The file as a manifest lists it, under the name `path`."""
@@ -123,15 +155,17 @@ def create(path: Path) -> Iterator[StagedFile]:
         path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(unfinished, flags, 0o644)
+    file = StagedFile(descriptor)
     try:
         with writing(path):
-            yield StagedFile(descriptor)
+            yield file
             os.fsync(descriptor)
             unfinished.rename(path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
     finally:
+        file.close()  # whoever still holds it must not write to a descriptor that is another's
         os.close(descriptor)
 
 

@@ -18,21 +18,20 @@ FILE = "holdout.arrow"
 Ids = NDArray[np.uint64]
 
 
-def choose(
-    ids: Ids, lengths: NDArray[np.int64], *, fraction: float, max_tokens: int, seed: int
-) -> Ids:
-    """Choose one domain's held-out ids, sorted.
+def choose(ids: Ids, lengths: NDArray[np.int64], *, fraction: float, max_tokens: int) -> Ids:
+    """Choose one domain's held-out ids, sorted. A function of the documents alone.
 
-    `ids` and `lengths` are [n], a document each. The `fraction` of the distinct documents that has
-    the smallest keyed hashes is gone through in their order, and each that still fits in
-    `max_tokens` is taken; at least one of all if any fits, and never all. The hash does not depend on the domain, so that a document that
-    stands in two domains is likely chosen in both.
+    `ids` and `lengths` are [n], a document each. The `fraction` of the distinct documents that
+    has the smallest keyed hashes is gone through in their order, and each that still fits in
+    `max_tokens` is taken; at least one of all if any fits, and never all. The hash does not
+    depend on the domain, so that a document that stands in two is likely chosen in both, nor on
+    the recipe's seed, so that runs under two seeds do not train on each other's validation data.
     """
     ids, first = np.unique(ids, return_index=True)
     wanted = min(max(1, int(fraction * len(ids))), len(ids) - 1)
     if fraction == 0 or wanted < 1:
         return ids[:0]
-    order = np.argsort(Stream(seed, "holdout").hash(ids), kind="stable")
+    order = np.argsort(Stream(0, "holdout").hash(ids), kind="stable")
     sizes = lengths[first][order]
     taken, left = [], max_tokens
     for i, size in zip(order[:wanted].tolist(), sizes[:wanted].tolist(), strict=True):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixc.errors import MixcError
+from mixc.errors import MixcError, Place
 from mixc.store import holdout
 from mixc.store.hashes import FileRecord, check_file, check_names, unseal
 from mixc.store.shard import Documents, ShardRecord, open_shard, token_dtype
@@ -117,7 +117,12 @@ class Store:
 
     @cached_property
     def held_ids(self) -> dict[str, NDArray[np.uint64]]:
-        """Held-out ids by the domain that chose them."""
+        """Held-out ids by the domain that chose them. Raises MX040 if a bit of them changed."""
+        for record in self.files():
+            if record.path == holdout.FILE and (
+                error := check_file(self.root, record, rehash=True)
+            ):
+                raise error
         return holdout.read(self.root / holdout.FILE)
 
     @cached_property
@@ -164,10 +169,14 @@ def open_store(root: Path) -> Store:
         if error.code == "MX041":
             error.message, error.help = "there is no token store here", "run `mixc tokenize` first"
         raise
-    domains = {name: _domain(name, data) for name, data in manifest["domains"].items()}
-    store = Store(root, manifest, domains)
-    check_names(root / MANIFEST, store.files())
-    return store
+    try:
+        domains = {name: _domain(name, data) for name, data in manifest["domains"].items()}
+        store = Store(root, manifest, domains)
+        check_names(root / MANIFEST, [*store.files(), *(FileRecord(n, 0, "") for n in domains)])
+        return store
+    except (KeyError, TypeError, AttributeError) as error:
+        place = Place(str(root / MANIFEST))
+        raise MixcError("MX040", f"the manifest lacks {error}", place=place) from error
 
 
 def _domain(name: str, data: dict[str, Any]) -> Domain:

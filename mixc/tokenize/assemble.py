@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ from mixc.recipe import Recipe
 from mixc.store import commit, holdout
 from mixc.store.hashes import hash_file, key_of, seal
 from mixc.store.shard import open_shard, token_dtype
-from mixc.store.store import MANIFEST, SCHEMA, TOKENIZER, Domain, Unit
+from mixc.store.store import MANIFEST, SCHEMA, TOKENIZER, Domain, Unit, open_store
 from mixc.tokenize.encoder import TokenizerFile
-from mixc.tokenize.unit import UnitTask
+from mixc.tokenize.unit import ALGORITHM, UnitTask
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class StagedDomain:
 
 
 def gather_domain(
-    staging: Path, tree: Path, tasks: list[UnitTask], units: tuple[Unit, ...]
+    staging: Path, tree: Path, tasks: list[UnitTask], units: list[Unit]
 ) -> StagedDomain:
     """Link a domain's shards into the new tree and read their columns."""
     placed, ids, lengths = [], [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
@@ -43,6 +44,12 @@ def gather_domain(
             ids.append(documents.doc_id)
             lengths.append(documents.lengths)
         placed.append(unit.under(task.domain))
+    if len(ids) == 1:
+        raise MixcError(
+            "MX028",
+            f"no document in domain '{tasks[0].domain}'",
+            help="check its paths, format and text",
+        )
     text_bytes = sum(shard.text_bytes for unit in placed for shard in unit.shards)
     return StagedDomain(tuple(placed), np.concatenate(ids), np.concatenate(lengths), text_bytes)
 
@@ -51,8 +58,7 @@ def _choose_holdout(
     recipe: Recipe, staged: Mapping[str, StagedDomain]
 ) -> dict[str, NDArray[np.uint64]]:
     options = recipe.holdout
-    also = also_path(recipe)
-    earlier = {} if also is None else holdout.read(also)
+    earlier = _earlier(recipe)
     held = {}
     for name, domain in staged.items():
         chosen = holdout.choose(
@@ -60,7 +66,6 @@ def _choose_holdout(
             domain.lengths,
             fraction=options.fraction,
             max_tokens=options.max_tokens,
-            seed=recipe.seed,
         )
         held[name] = np.union1d(chosen, earlier.pop(name, chosen[:0]))
     # Domains that are no more keep their list: what was held out once stays out.
@@ -93,10 +98,10 @@ def write_tree(
         "key": key,
         "options_key": options_key(recipe),
         "store_hash": key_of(identity),
-        "seed": recipe.seed,
         "dtype": str(token_dtype(file.vocab_size)),
         "tokenizer": file.as_dict(),
-        "overrides": list(recipe.overrides),
+        "overrides": recipe.overrides_of("tokenizer", "domains", "holdout"),
+        "engine": {"name": "tokenizers", "version": version("tokenizers")},
         "files": [record.as_dict() for record in files],
         "domains": domains,
     }
@@ -117,9 +122,37 @@ def _domain(name: str, staged: StagedDomain, every_id: NDArray[np.uint64]) -> Do
 
 
 def options_key(recipe: Recipe) -> str:
-    """The key of what a recipe alone, without its inputs, says of its store."""
-    data = recipe.canonical()
-    return key_of({name: data[name] for name in ("tokenizer", "domains", "holdout", "seed")})
+    """The key of what a recipe says of its store, without the corpora: those take long to hash."""
+    data, path = recipe.canonical(), recipe.tokenizer.path
+    return key_of(
+        {
+            "algorithm": ALGORITHM,
+            "recipe": {name: data[name] for name in ("tokenizer", "domains", "holdout")},
+            "overrides": recipe.overrides_of("tokenizer", "domains", "holdout"),
+            "also": also_hash(recipe),
+            "tokenizer": None if path is None else file_hash(recipe, path),
+        }
+    )
+
+
+def file_hash(recipe: Recipe, path: str) -> str:
+    """The hash of the tokenizer's file. Raises MX030."""
+    try:
+        return hash_file(recipe.resolve(path))
+    except OSError as error:
+        raise MixcError(
+            "MX030",
+            f"cannot read the tokenizer: {(error.strerror or str(error)).lower()}",
+            place=recipe.place("tokenizer", "path"),
+        ) from error
+
+
+def _earlier(recipe: Recipe) -> dict[str, NDArray[np.uint64]]:
+    """The earlier list of held-out ids that the recipe names; of a store, held against its hash."""
+    path = recipe.also_path
+    if path is None:
+        return {}
+    return dict(open_store(path).held_ids) if path.is_dir() else holdout.read(path)
 
 
 def also_hash(recipe: Recipe) -> str | None:

@@ -13,6 +13,7 @@ from mixc import progress
 from mixc.errors import MixcError, Place, raise_all
 from mixc.recipe import Domain, Recipe
 from mixc.registry import READERS, reader_for
+from mixc.store.commit import CONTROL
 from mixc.store.hashes import hash_file
 
 
@@ -76,13 +77,14 @@ def hashed(inputs: Sequence[Input]) -> list[Input]:
 
 def _match(recipe: Recipe, patterns: Sequence[str]) -> list[str]:
     folder = recipe.folder
+    ours = [recipe.workdir_path / name for name in ("store", "mixture", CONTROL)]
     names: set[str] = set()
     for pattern in patterns:
         found = glob.glob(pattern, root_dir=folder, recursive=True)  # noqa: PTH207 (root_dir)
         for name in found:
             path = folder / name
-            # A pattern with ** also matches folders, which hold documents but are none.
-            if not path.is_dir():
+            # A pattern with ** also matches folders, and what mixc itself has written.
+            if not path.is_dir() and not any(path.is_relative_to(own) for own in ours):
                 names.add(Path(os.path.normpath(name)).as_posix())
     return sorted(names)
 

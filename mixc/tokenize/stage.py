@@ -12,8 +12,9 @@ from mixc.errors import MixcError
 from mixc.recipe import Recipe
 from mixc.store import commit
 from mixc.store.hashes import check_file, key_of
-from mixc.store.store import Store, Unit, open_store
-from mixc.tokenize.assemble import also_hash, gather_domain, write_tree
+from mixc.store.shard import token_dtype
+from mixc.store.store import MANIFEST, Store, Unit, open_store
+from mixc.tokenize.assemble import gather_domain, options_key, write_tree
 from mixc.tokenize.encoder import TokenizerFile
 from mixc.tokenize.estimate import estimate
 from mixc.tokenize.inputs import Input, find, hashed
@@ -45,17 +46,13 @@ def plan(recipe: Recipe) -> TokenizePlan:
     """Find and hash the inputs, and compare with the store that is there."""
     root = recipe.workdir_path / "store"
     inputs = tuple(hashed(find(recipe)))
-    data = recipe.canonical()
     tokenizer = tokenizer_key(recipe, inputs)
     key = key_of(
         {
             "algorithm": ALGORITHM,
             "inputs": [[item.domain, item.name, item.reader, item.xxh3] for item in inputs],
             "tokenizer": tokenizer,
-            "domains": data["domains"],
-            "holdout": data["holdout"],
-            "also": also_hash(recipe),
-            "seed": recipe.seed,
+            "options": options_key(recipe),
         }
     )
     old = _opened(root)
@@ -79,6 +76,7 @@ def tokenize(recipe: Recipe, *, workers: int) -> Store:
     """Bring the store up to date with the recipe and its inputs, and open it."""
     root = recipe.workdir_path / "store"
     with commit.locked(root) as staging:
+        commit.check_ours(root, MANIFEST)
         todo = plan(recipe)
         if todo.fresh and todo.old is not None:
             commit.remove(staging)
@@ -108,9 +106,11 @@ def estimate_plan(recipe: Recipe, todo: TokenizePlan, *, workers: int) -> dict[s
         file = obtain(recipe, todo.inputs, todo.tokenizer_key)
     rough = estimate(recipe, todo.inputs, file)
     total = sum(rough.tokens.values())
+    train = recipe.tokenizer.train
+    vocab_size = file.vocab_size if file else train.vocab_size if train else 0
     return {
         "about_tokens": total,
-        "about_output_bytes": 2 * total,
+        "about_output_bytes": token_dtype(vocab_size).itemsize * total,
         "about_seconds": rough.seconds / workers,
     }
 
@@ -129,9 +129,9 @@ def _tasks(recipe: Recipe, inputs: tuple[Input, ...], file: TokenizerFile) -> li
 
 def _tokenized(
     tasks: list[UnitTask], file: TokenizerFile, staging: Path, workers: int
-) -> dict[str, tuple[Unit, ...]]:
+) -> dict[str, list[Unit]]:
     """Every task's unit, by domain: tokenized now, or adopted from staging."""
-    units: dict[str, tuple[Unit, ...]] = {}
+    units: dict[str, list[Unit]] = {task.domain: [] for task in tasks}
     with progress.task("tokenize", sum(task.bytes for task in tasks), "B") as bar:
         made = local.run(
             tokenize_unit,
@@ -142,7 +142,7 @@ def _tokenized(
             report=bar.advance,
         )
         for task, unit in zip(tasks, made, strict=True):
-            units[task.domain] = (*units.get(task.domain, ()), unit)
+            units[task.domain].append(unit)
     return units
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from mixc.errors import MixcError, Place
 from mixc.recipe import Recipe
-from mixc.store.hashes import hash_file, key_of
+from mixc.store.hashes import key_of
 from mixc.store.store import TOKENIZER, Store
 from mixc.tokenize import encoder, train
+from mixc.tokenize.assemble import file_hash
 from mixc.tokenize.encoder import TokenizerFile
 from mixc.tokenize.inputs import Input
 from mixc.tokenize.unit import ALGORITHM, read_options
@@ -23,17 +24,13 @@ def tokenizer_key(recipe: Recipe, inputs: Sequence[Input]) -> str:
     options = recipe.tokenizer
     data: dict[str, Any] = {"algorithm": ALGORITHM, **recipe.canonical()["tokenizer"]}
     if options.path is not None:
-        try:
-            data["file"] = hash_file(recipe.resolve(options.path))
-        except OSError as error:
-            raise MixcError(
-                "MX030",
-                f"cannot read the tokenizer: {(error.strerror or str(error)).lower()}",
-                place=recipe.place("tokenizer", "path"),
-            ) from error
+        data["file"] = file_hash(recipe, options.path)
     elif options.train is not None:
         data["inputs"] = [[item.domain, item.reader, item.xxh3] for item in inputs]
-        data["read"] = {name: domain.text for name, domain in recipe.domains.items()}
+        data["read"] = {
+            name: [domain.text, domain.max_document_bytes]
+            for name, domain in recipe.domains.items()
+        }
     return key_of(data)
 
 

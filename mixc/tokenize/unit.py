@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ SHARD_BYTES = 256 << 20
 _BATCH_BYTES = 1 << 20
 _SPELLED = "the text spells the end-of-text token, as this tokenizer reads it"
 _UNIT_SCHEMA = "mixc.unit/1"
-_BUNDLE_BYTES, _BUNDLE_FILES = 32 << 20, 4096
+_LARGE_BYTES, _BUNDLE_BYTES, _BUNDLE_FILES = 4 << 20, 64 << 20, 64
 
 
 @dataclass(frozen=True)
@@ -73,23 +74,32 @@ def read_options(domain: Domain) -> ReadOptions:
 def plan_units(
     inputs: list[Input], options: ReadOptions, *, skip_bad: bool, tokenizer: TokenizerFile
 ) -> list[UnitTask]:
-    """Cut one domain's files into units: neighbouring small files together, a large one alone."""
+    """Cut one domain's files into units: a large file alone, neighbouring small ones together."""
+    tasks: list[UnitTask] = []
+    twins: Counter[str] = Counter()
+    for bundle in _bundles(inputs):
+        key = _key(bundle, options, skip_bad, tokenizer)
+        # Two units of equal bytes stage apart, so that two workers never share a folder.
+        twin, twins[key] = twins[key], twins[key] + 1
+        folder = f"{bundle[0].domain}.{twin}.{key}"
+        tasks.append(UnitTask(key, folder, tuple(bundle), options, skip_bad))
+    return tasks
+
+
+def _bundles(inputs: list[Input]) -> list[list[Input]]:
+    """Cuts fall at large files and where a name's hash says so: a file more moves few of them."""
     bundles: list[list[Input]] = []
-    size = 0
+    size, last_large = 0, True
     for item in inputs:
-        if not bundles or size + item.bytes > _BUNDLE_BYTES or len(bundles[-1]) >= _BUNDLE_FILES:
+        large = item.bytes >= _LARGE_BYTES
+        marked = xxhash.xxh3_64_intdigest(item.name.encode()) % _BUNDLE_FILES == 0
+        if large or last_large or marked or size + item.bytes > _BUNDLE_BYTES:
             bundles.append([])
             size = 0
         bundles[-1].append(item)
         size += item.bytes
-    tasks: list[UnitTask] = []
-    for bundle in bundles:
-        key = _key(bundle, options, skip_bad, tokenizer)
-        # Two units of equal bytes stage apart, so that two workers never share a folder.
-        twin = sum(task.key == key for task in tasks)
-        folder = f"{bundle[0].domain}.{twin}.{key}"
-        tasks.append(UnitTask(key, folder, tuple(bundle), options, skip_bad))
-    return tasks
+        last_large = large
+    return bundles
 
 
 def _key(
@@ -98,7 +108,7 @@ def _key(
     return key_of(
         {
             "algorithm": ALGORITHM,
-            "inputs": [[item.reader, item.xxh3] for item in inputs],
+            "inputs": [[item.reader, Path(item.name).suffix, item.xxh3] for item in inputs],
             "tokenizer": [tokenizer.sha256, tokenizer.eot_id],
             "options": [options.text, options.max_bytes, skip_bad, SHARD_BYTES],
         }
@@ -195,14 +205,15 @@ def _tokenize_file(
         raise
     report(item.bytes - reported)
     _check_unchanged(item)
-    if not documents:
+    if not documents and (skipped or not task.skip_bad):
         raise MixcError(
             "MX028",
             f"no document in '{item.name}' of domain '{item.domain}'",
             place=Place(
                 item.name, detail=", ".join(f"{v} skipped as {k}" for k, v in skipped.items())
             ),
-            help="take the file out of the domain's paths, or check format and text",
+            help="check the domain's format and text; "
+            "on_bad_record: skip allows files without records",
         )
     return {"documents": documents, "skipped": dict(sorted(skipped.items()))}
 

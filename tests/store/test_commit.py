@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from helpers import texts, word_tokenizer_json, write_recipe
 
+from mixc import pipeline
 from mixc.errors import MixcError
 from mixc.recipe import load
 from mixc.store import commit
@@ -182,11 +183,33 @@ def test_a_fallback_that_was_stopped_half_way_is_gone_on_with(tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", stop)
         with pytest.raises(MixcError):
-            tokenize(load(path, ["seed=1"]), workers=1)
+            tokenize(load(path, ["holdout.fraction=0.3"]), workers=1)
     assert not first.root.exists()
-    again = tokenize(load(path, ["seed=1"]), workers=1)
+    again = tokenize(load(path, ["holdout.fraction=0.3"]), workers=1)
     assert verify(again.root).documents == 20
     assert not (tmp_path / "out/.mixc/store/staging").exists()
+
+
+@pytest.mark.parametrize("name", ["store", "mixture"])
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path, name):
+    path = write_recipe(tmp_path, {"web": texts(1, 60)})
+    thesis = tmp_path / "out" / name / "thesis.txt"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("years of work")
+    with pytest.raises(MixcError, match="not mixc's") as caught:
+        pipeline.run(load(path), workers=1)
+    assert caught.value.code == "MX043"
+    assert thesis.read_text() == "years of work"
+
+
+def test_a_reader_keeps_a_writer_out(tmp_path):
+    path = write_recipe(tmp_path, {"web": texts(1, 20)})
+    store = tokenize(load(path), workers=1)
+    with commit.reading(store.root), commit.reading(store.root):
+        with pytest.raises(MixcError) as caught:
+            tokenize(load(path, ["holdout.fraction=0.3"]), workers=1)
+        assert caught.value.code == "MX042"
+    tokenize(load(path, ["holdout.fraction=0.3"]), workers=1)
 
 
 def test_publishing_a_file(tmp_path):
@@ -233,19 +256,17 @@ def test_a_second_run_is_turned_away(tmp_path):
     )
     with holder:
         assert holder.stdout.readline() == "held\n"
-        found = run("tokenize", path, "-s", "seed=1", "--json")
+        found = run("tokenize", path, "-s", "holdout.fraction=0.3", "--json")
         assert found.returncode == 75
-        assert (
-            f"error[MX042]: another run is writing this output\n --> {store.root}" in found.stderr
-        )
-        assert f"help: wait for process {holder.pid} on " in found.stderr
+        assert f"error[MX042]: another run holds this output\n --> {store.root}" in found.stderr
+        assert f"the last to write here was process {holder.pid} on " in found.stderr
         assert json.loads(found.stdout)["errors"][0]["code"] == "MX042"
         assert tree(store.root) == before
         assert verify(store.root).documents == 20  # whoever reads needs no lock
 
         holder.kill()  # a lock dies with its process, however that ends
         holder.wait()
-    assert tokenize(load(path, ["seed=1"]), workers=1).store_hash != store.store_hash
+    assert tokenize(load(path, ["holdout.fraction=0.3"]), workers=1).store_hash != store.store_hash
 
 
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
@@ -274,7 +295,7 @@ def test_a_full_disk_at_any_write_leaves_the_old_store(tmp_path, monkeypatch):
     path = write_recipe(tmp_path, corpora)
     store = tokenize(load(path), workers=1)
     before = tree(store.root)
-    expected = tokenize(load(path, ["seed=1", "workdir=expected"]), workers=1)
+    expected = tokenize(load(path, ["holdout.fraction=0.3", "workdir=expected"]), workers=1)
     write = os.write
     state = {"left": 0}
 
@@ -304,7 +325,7 @@ def test_a_full_disk_at_any_write_leaves_the_old_store(tmp_path, monkeypatch):
     assert verify(store.root).documents == 90
 
     write_recipe(tmp_path, corpora)
-    again = tokenize(load(path, ["seed=1"]), workers=1)
+    again = tokenize(load(path, ["holdout.fraction=0.3"]), workers=1)
     assert again.store_hash == expected.store_hash
 
 

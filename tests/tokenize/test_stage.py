@@ -16,9 +16,11 @@ from helpers import EOT, texts, tokenizer_json, word_tokenizer_json, write_jsonl
 from tokenizers import Tokenizer
 
 from mixc.errors import MixcError
+from mixc.readers.records import ReadOptions
 from mixc.recipe import load
 from mixc.store.store import open_store
-from mixc.tokenize import unit
+from mixc.tokenize import encoder, unit
+from mixc.tokenize.inputs import Input
 from mixc.tokenize.stage import plan, tokenize
 from mixc.verify import verify
 
@@ -204,7 +206,7 @@ def test_nothing_to_do(three):
     # What does not touch the store does not make it stale.
     for change in ("mixture.rows=9", "mixture.weights=uniform", "name=other"):
         assert plan(load(path, [change])).fresh
-    for change in ("seed=1", "holdout.fraction=0.2", "domains.web.on_bad_record=skip"):
+    for change in ("holdout.fraction=0.2", "domains.web.on_bad_record=skip"):
         assert not plan(load(path, [change])).fresh
 
 
@@ -251,10 +253,10 @@ def test_a_touched_or_renamed_file_costs_nothing(three):
     assert documents_of(after, "web")[-1][2] == "data/d.jsonl"
 
 
-def test_another_seed_chooses_anew_and_encodes_nothing(three):
+def test_another_holdout_is_chosen_and_nothing_encoded(three):
     path, store = three
     before = kept(store)
-    assert redone(before, tokenize(load(path, ["seed=1"]), workers=1)) == []
+    assert redone(before, tokenize(load(path, ["holdout.fraction=0.3"]), workers=1)) == []
 
 
 def test_another_tokenizer_redoes_all(three):
@@ -298,7 +300,9 @@ def test_a_damaged_shard_is_not_reused(three, how):
         os.truncate(shard, 100)
     else:
         shard.unlink()
-    changes = ["seed=1"] if how == "flipped" else []  # sizes are always looked at, bytes on reuse
+    changes = (
+        ["holdout.fraction=0.3"] if how == "flipped" else []
+    )  # sizes are always looked at, bytes on reuse
     after = tokenize(load(path, changes), workers=1)
     assert redone(before, after) == ["data/b.jsonl"]
     assert verify(after.root).documents == 30
@@ -307,13 +311,13 @@ def test_a_damaged_shard_is_not_reused(three, how):
 
 
 @pytest.mark.parametrize("how", ["flipped", "gone"])
-@pytest.mark.parametrize("name", ["tokenizer.json", "holdout.arrow", "manifest.json"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "holdout.arrow"])
 def test_no_other_damaged_file_is_reused(three, name, how):
     path, store = three
     expected = tree(store.root)
     file = store.root / name
     flip(file) if how == "flipped" else file.unlink()
-    tokenize(load(path, ["seed=1"]), workers=1)
+    tokenize(load(path, ["holdout.fraction=0.3"]), workers=1)
     assert verify(store.root).documents == 30
     after = tokenize(load(path), workers=1)
     assert tree(after.root) == expected
@@ -419,7 +423,7 @@ def test_a_trained_tokenizer_is_trained_again_when_the_corpora_change(tmp_path):
     recipe = {"train": {"vocab_size": 300}}
     path = write_recipe(tmp_path, {"web": texts(1, 50)}, tokenizer=recipe)
     first = tokenize(load(path), workers=1).manifest["tokenizer"]
-    same = tokenize(load(path, ["seed=1"]), workers=1).manifest["tokenizer"]
+    same = tokenize(load(path, ["holdout.fraction=0.3"]), workers=1).manifest["tokenizer"]
     assert same == first
     write_jsonl(tmp_path / "corpus/web.jsonl", ["zebra crossing"] * 50)
     other = tokenize(load(path), workers=1).manifest["tokenizer"]
@@ -465,3 +469,24 @@ def test_the_end_of_text_may_be_named(tmp_path):
     assert [one[0] for one in documents_of(store, "web")] == [[1, 1, 2], [1, 2]]
     assert store.manifest["tokenizer"]["eot"] == "STOP"
     assert store.eot_id == 2
+
+
+def test_units_of_many_small_files_hardly_move(tmp_path):
+    """A file more, or one that grew, redoes its own unit, not all that sort behind it."""
+
+    def keys(sizes):
+        inputs = [
+            Input("web", tmp_path / name, name, "jsonl", size, f"{name}{size}")
+            for name, size in sorted(sizes.items())
+        ]
+        file = encoder.describe(tokenizer_json(), eot=None, source="", key="")
+        options = ReadOptions("text", 1000)
+        tasks = unit.plan_units(inputs, options, skip_bad=False, tokenizer=file)
+        assert [item for task in tasks for item in task.inputs] == inputs
+        return {task.key for task in tasks}
+
+    sizes = {f"part-{i:05}.jsonl": 1 << 20 for i in range(2000)}
+    before = keys(sizes)
+    assert 20 < len(before) < 200
+    assert len(keys(sizes | {"a.jsonl": 1 << 20}) - before) <= 3
+    assert len(keys(sizes | {"part-01000.jsonl": 9 << 20}) - before) <= 3

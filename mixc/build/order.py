@@ -37,19 +37,18 @@ def prefix_error(labels: Labels, rows: Index, *, shuffle_block: int) -> float:
 
     `rows` is int64[K]; the share of a prefix of n rows is n * rows / R.
     """
-    total, worst = len(labels), 0.0
-    counts = np.zeros(len(rows), np.int64)
-    step = max(1, (1 << 20) // shuffle_block) * shuffle_block
+    total, domains, worst = len(labels), len(rows), 0.0
+    counts = np.zeros(domains, np.int64)
+    step = max(1, (1 << 22) // (shuffle_block * domains)) * shuffle_block
     for start in range(0, total, step):
         part = labels[start : start + step]
-        ends = np.arange(shuffle_block, len(part) + shuffle_block, shuffle_block)
-        ends = np.minimum(ends, len(part))
-        for domain, count in enumerate(rows):
-            seen = counts[domain] + np.cumsum(part == domain)[ends - 1]
-            # In whole numbers: R times the error, so that only the last step rounds.
-            error = np.abs(seen * total - (start + ends) * int(count)).max()
-            worst = max(worst, float(error) / total)
-        counts += np.bincount(part, minlength=len(rows))
+        block = np.arange(len(part)) // shuffle_block
+        found = np.bincount(block * domains + part, minlength=(int(block[-1]) + 1) * domains)
+        seen = counts + np.cumsum(found.reshape(-1, domains), axis=0)
+        ends = np.minimum(start + shuffle_block * (1 + np.arange(len(seen))), start + len(part))
+        # In whole numbers: R times the error, so that only the last step rounds.
+        error = np.abs(seen * total - ends[:, None] * rows).max()
+        worst, counts = max(worst, float(error) / total), seen[-1]
     return worst
 
 

@@ -29,7 +29,6 @@ from mixc.errors import MixcError, Place
 from mixc.store.hashes import FileRecord
 
 CONTROL = ".mixc"
-_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EXDEV)
 
@@ -52,32 +51,47 @@ def writing(path: Path) -> Iterator[None]:
 @contextmanager
 def locked(output: Path) -> Iterator[Path]:
     """Hold an output for one run and yield its staging folder. A second run raises MX042."""
-    control = output.parent / CONTROL / output.name
-    with writing(control):
-        control.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(control / "lock", _LOCK_FLAGS, 0o644)
-    try:
-        _take(descriptor, output)
-        staging = control / "staging"
+    with _lock(output, fcntl.LOCK_EX) as descriptor:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        staging = output.parent / CONTROL / output.name / "staging"
         with writing(staging):
             staging.mkdir(exist_ok=True)
         yield staging
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
 def reading(output: Path) -> Iterator[None]:
     """Keep an output as it is while a later stage reads it. Raises MX042 if a run writes it."""
+    with _lock(output, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def _lock(output: Path, kind: int) -> Iterator[int]:
     control = output.parent / CONTROL / output.name
     with writing(control):
         control.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(control / "lock", _LOCK_FLAGS, 0o644)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(control / "lock", flags, 0o644)
     try:
-        _flock(descriptor, output, fcntl.LOCK_SH)
-        yield
+        _take(descriptor, output, kind)
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _take(descriptor: int, output: Path, kind: int) -> None:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+        raise MixcError(
+            "MX042",
+            "another run holds this output",
+            place=Place(str(output)),
+            help=f"wait for it, or stop it; the last to write here was {owner}",
+        ) from None
 
 
 def check_ours(output: Path, manifest: str) -> None:
@@ -89,25 +103,6 @@ def check_ours(output: Path, manifest: str) -> None:
             place=Place(str(output)),
             help="move it away, or choose another workdir",
         )
-
-
-def _take(descriptor: int, output: Path) -> None:
-    _flock(descriptor, output, fcntl.LOCK_EX)
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-
-
-def _flock(descriptor: int, output: Path, kind: int) -> None:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
-        raise MixcError(
-            "MX042",
-            "another run holds this output",
-            place=Place(str(output)),
-            help=f"wait for it, or stop it; the last to write here was {owner}",
-        ) from None
 
 
 class StagedFile:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +92,8 @@ def tokenize(recipe: Recipe, *, workers: int) -> Store:
         tree = staging / "tree"
         commit.remove(tree)
         staged = {
-            name: gather_domain(staging, tree, [t for t in tasks if t.domain == name], units[name])
-            for name in sorted(recipe.domains)
+            name: gather_domain(staging, tree, list(mine), units[name])
+            for name, mine in groupby(tasks, key=attrgetter("domain"))
         }
         write_tree(recipe, todo.key, file, staged, tree)
         commit.publish_tree(tree, root)
@@ -116,10 +118,12 @@ def estimate_plan(recipe: Recipe, todo: TokenizePlan, *, workers: int) -> dict[s
 
 
 def _tasks(recipe: Recipe, inputs: tuple[Input, ...], file: TokenizerFile) -> list[UnitTask]:
+    """The units of all domains, sorted by domain as the inputs are."""
     tasks: list[UnitTask] = []
-    for name, domain in sorted(recipe.domains.items()):
+    for name, mine in groupby(inputs, key=attrgetter("domain")):
+        domain = recipe.domains[name]
         tasks += plan_units(
-            [item for item in inputs if item.domain == name],
+            list(mine),
             read_options(domain),
             skip_bad=domain.on_bad_record == "skip",
             tokenizer=file,

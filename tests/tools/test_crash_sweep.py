@@ -1,0 +1,43 @@
+"""A stride of the crash sweep: no fault at a write-side call leaves a bad state."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import texts, write_recipe
+
+TOOL = Path(__file__).parents[2] / "tools" / "crash_sweep.py"
+
+pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    return write_recipe(
+        tmp_path_factory.mktemp("sweep"),
+        {"web": texts(1, 40), "code": texts(2, 40)},
+        solve={"method": "temperature"},
+        mixture={"weights": "solved", "rows": 60, "formats": ["nanogpt", "megatron"]},
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "older", "fault", "stride"),
+    [
+        ("tokenize", "holdout.fraction=0.3", "kill", 17),
+        ("tokenize", "holdout.fraction=0.3", "EIO", 17),
+        ("solve-weights", "solve.temperature.temperature=2.0", "kill", 5),
+        ("build-mixture", "seed=1", "kill", 29),
+        ("build-mixture", "seed=1", "ENOSPC", 41),
+    ],
+)
+def test_no_fault_leaves_a_bad_state(recipe, command, older, fault, stride):
+    line = [sys.executable, TOOL, recipe, command, "--older", older]
+    line += ["--fault", fault, "--stride", str(stride)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    tried, rest = done.stdout.removeprefix(f"{command}: ").split(" ", 1)
+    assert int(tried) >= 3
+    assert rest == f"faults ({fault}) injected, 0 bad states\n"

@@ -263,7 +263,7 @@ def _fail(error: MixcError | MixcErrors) -> int:
 def _stop(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
     """End at once: whatever moment it is, what is staged can be adopted and the rest is whole."""
     show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-    os.write(2, f"{show_cursor}\nstopped: what was whole is whole, run again to go on\n".encode())
+    os.write(2, f"{show_cursor}\nstopped: no output is half done; run again to go on\n".encode())
     _leave(128 + signum)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 FAILED, USAGE, DAMAGED, CHANGED, LOCKED = 1, 2, 3, 4, 75
@@ -111,6 +112,16 @@ class MixcErrors(Exception):  # noqa: N818 (one of them is MixcError)
 
 def _rebuild(code: str, message: str, place: Place | None, help: str | None) -> MixcError:
     return MixcError(code, message, place=place, help=help)
+
+
+@contextmanager
+def located(place: Place) -> Iterator[None]:
+    """Give errors that do not know their place this one."""
+    try:
+        yield
+    except MixcError as error:
+        error.place = error.place or place
+        raise
 
 
 def raise_all(errors: Sequence[MixcError]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixc.build.counts import Counts, capacity, row_counts
-from mixc.errors import MixcError
+from mixc.errors import MixcError, located
 from mixc.recipe import Recipe
 from mixc.registry import WRITERS
 from mixc.store.hashes import key_of
@@ -62,7 +62,8 @@ def make_plan(recipe: Recipe, store: Store, weights: Mapping[str, float]) -> Bui
     (a format that cannot hold this).
     """
     options, domains = recipe.mixture, tuple(store.domains)
-    _check_names(weights, domains)
+    with located(recipe.place("mixture", "weights")):
+        _check_names(weights, domains)
     asked = np.array([weights[name] for name in domains], np.float64)
     rows = options.row_count
     if rows < 1:
@@ -70,13 +71,16 @@ def make_plan(recipe: Recipe, store: Store, weights: Mapping[str, float]) -> Bui
             "MX060",
             f"{options.tokens} tokens do not make one row of {options.seq_len}",
             place=recipe.place("mixture", "tokens"),
+            help="ask for more tokens, or for shorter rows",
         )
     tokens = np.array([domain.training_tokens for domain in store.domains.values()], np.int64)
     room = capacity(tokens, rows=rows, seq_len=options.seq_len, max_epochs=options.max_epochs)
-    counts = row_counts(asked / asked.sum(), rows, room)
+    with located(recipe.place("mixture")):
+        counts = row_counts(asked / asked.sum(), rows, room)
     spec = StreamSpec(store.dtype, store.vocab_size, store.eot_id, options.seq_len, rows)
-    for name in options.formats:
-        WRITERS[name].load().check(spec)
+    with located(recipe.place("mixture", "formats")):
+        for name in options.formats:
+            WRITERS[name].load().check(spec)
     key = key_of(
         {
             "algorithm": ALGORITHM,

@@ -144,6 +144,7 @@ def file_hash(recipe: Recipe, path: str) -> str:
             "MX030",
             f"cannot read the tokenizer: {(error.strerror or str(error)).lower()}",
             place=recipe.place("tokenizer", "path"),
+            help="the path is relative to the recipe's folder",
         ) from error
 
 

@@ -16,6 +16,8 @@ from mixc.registry import READERS, reader_for
 from mixc.store.commit import CONTROL
 from mixc.store.hashes import hash_file
 
+_READABLE = "make it a readable file, or take it out of the domain's paths"
+
 
 @dataclass(frozen=True)
 class Input:
@@ -70,7 +72,7 @@ def hashed(inputs: Sequence[Input]) -> list[Input]:
                 done.append(Input(**{**item.__dict__, "xxh3": hash_file(item.path)}))
             except OSError as error:
                 message = f"cannot read the file: {(error.strerror or str(error)).lower()}"
-                raise MixcError("MX027", message, place=Place(item.name)) from error
+                raise MixcError("MX027", message, place=Place(item.name), help=_READABLE) from error
             task.advance(item.bytes)
     return done
 
@@ -118,5 +120,7 @@ def _input(
             pass
     except OSError as error:
         reason = error.strerror or str(error)
-        return MixcError("MX027", f"cannot open '{name}': {reason.lower()}", place=place)
+        return MixcError(
+            "MX027", f"cannot open '{name}': {reason.lower()}", place=place, help=_READABLE
+        )
     return Input(domain, path, name, reader, status.st_size)

@@ -76,7 +76,7 @@ def make_plan(recipe: Recipe, store: Store, weights: Mapping[str, float]) -> Bui
     tokens = np.array([domain.training_tokens for domain in store.domains.values()], np.int64)
     room = capacity(tokens, rows=rows, seq_len=options.seq_len, max_epochs=options.max_epochs)
     with located(recipe.place("mixture")):
-        counts = row_counts(asked / asked.sum(), rows, room)
+        counts = row_counts(asked, rows, room)
     spec = StreamSpec(store.dtype, store.vocab_size, store.eot_id, options.seq_len, rows)
     with located(recipe.place("mixture", "formats")):
         for name in options.formats:

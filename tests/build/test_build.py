@@ -104,7 +104,6 @@ def check_plan(store, mixture, options):
     cap, length = options["max_epochs"], options["seq_len"]
     most = training * cap // length if cap else np.where(training, options["rows"], 0)
     weights = np.array([options["weights"][name] for name in names])
-    weights = weights / weights.sum()  # as the plan does it, for ties to fall the same way
     counts = row_counts(weights, options["rows"], most.astype(np.int64))
     for i, name in enumerate(names):
         entry = manifest["domains"][name]

@@ -6,14 +6,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from multiprocessing.queues import SimpleQueue
-from typing import Any, TypeVar
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, TypeVar
 
 from mixc.errors import MixcError
 
@@ -23,9 +21,20 @@ Result = TypeVar("Result")
 Report = Callable[[float], None]
 
 _IN_FLIGHT = 4  # tasks per worker handed out ahead of the oldest unfinished one
+_MEMORY = "out of memory, perhaps: try fewer --workers; finished work is kept"
 
-_context: Any = None
-_report: Report = lambda amount: None  # noqa: ARG005, E731
+
+@dataclass(frozen=True)
+class Chain(Generic[Task]):
+    """Tasks in a row, cheapest if one worker does them all; idle workers help out all the same.
+
+    `task(n)` makes the n-th, in the parent. Where `length` is None the chain goes on until a
+    result says that it has ended; results past that end are dropped.
+    """
+
+    task: Callable[[int], Task]
+    size: float = 1.0
+    length: int | None = 1
 
 
 def run(
@@ -42,77 +51,264 @@ def run(
     Each worker makes its own context, `setup(*arguments)`, once. `report` is called in this
     process with what the workers report. Raises MX046 if a worker dies.
     """
-    if workers == 1 or len(tasks) <= 1:
-        context = setup(*arguments)
-        for task in tasks:
-            yield function(context, task, report)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    queue: SimpleQueue[float | None] = spawn.SimpleQueue()
-    with (
-        _draining(queue, report),
-        ProcessPoolExecutor(
-            min(workers, len(tasks)), spawn, _start, (queue, setup, arguments)
-        ) as pool,
-    ):
-        try:
-            yield from _in_order(pool, function, tasks, _IN_FLIGHT * workers)
-        except BrokenProcessPool as error:
-            raise MixcError(
-                "MX046",
-                "a worker process died",
-                help="out of memory, perhaps: try fewer --workers; finished work is kept",
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    chains = [Chain(lambda _, task=task: task) for task in tasks]  # type: ignore[misc]
+    waiting: dict[int, Result] = {}
+    done = run_chains(
+        function,
+        chains,
+        ended=lambda _: True,
+        setup=setup,
+        arguments=arguments,
+        workers=workers,
+        report=report,
+        ahead=_IN_FLIGHT * workers,
+    )
+    following = 0
+    for number, _, result in done:
+        waiting[number] = result
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
 
 
-def _in_order(
-    pool: ProcessPoolExecutor,
+def run_chains(
     function: Callable[[Context, Task, Report], Result],
-    tasks: Sequence[Task],
-    ahead: int,
-) -> Iterator[Result]:
-    waiting: deque[Future[Result]] = deque()
-    for task in tasks:
-        waiting.append(pool.submit(_call, function, task))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    chains: Sequence[Chain[Task]],
+    *,
+    ended: Callable[[Result], bool],
+    setup: Callable[..., Context],
+    arguments: tuple[object, ...],
+    workers: int,
+    report: Report,
+    ahead: int | None = None,
+) -> Iterator[tuple[int, int, Result]]:
+    """Yield (chain, n, result) of every task; each chain's in order, the chains as they go.
 
-
-@contextmanager
-def _draining(queue: SimpleQueue[float | None], report: Report) -> Iterator[None]:
-    def drain() -> None:
-        while (amount := queue.get()) is not None:
-            # Whatever becomes of the display, the pipe must be emptied, or the workers stall.
-            with suppress(Exception):
-                report(amount)
-
-    thread = threading.Thread(target=drain, daemon=True)
-    thread.start()
+    Workers stay with their chain. Once every chain has a worker, idle ones help with the largest.
+    `ahead` bounds how far past the oldest unfinished chain tasks are handed out. After an error
+    what is under way is finished; then the first of its errors, in the order of chains, is raised.
+    """
+    schedule = _Schedule(chains, ahead)
+    if workers == 1 or (len(chains) <= 1 and all(chain.length == 1 for chain in chains)):
+        context = setup(*arguments)
+        while (place := schedule.next(0)) is not None:
+            result = function(context, chains[place[0]].task(place[1]), report)
+            yield from schedule.done(place, result, ended(result))
+        return
+    if all(chain.length == 1 for chain in chains):
+        workers = min(workers, len(chains))
+    crew = _Crew(workers, function, setup, arguments)
     try:
-        yield
+        yield from _driven(crew, schedule, chains, ended, report)
     finally:
-        queue.put(None)
-        thread.join(timeout=5)
+        crew.dismiss()
 
 
-def _start(
-    queue: SimpleQueue[float | None],
+def _driven(
+    crew: _Crew,
+    schedule: _Schedule,
+    chains: Sequence[Chain[Any]],
+    ended: Callable[[Any], bool],
+    report: Report,
+) -> Iterator[tuple[int, int, Any]]:
+    """Hand tasks out and results over, until nothing is left or something fails."""
+    places: dict[int, tuple[int, int]] = {}
+    failures: dict[tuple[int, int], BaseException] = {}
+
+    def hand_out() -> None:
+        for worker in crew.members:
+            if worker not in places and (place := schedule.next(worker)) is not None:
+                crew.give(worker, chains[place[0]].task(place[1]))
+                places[worker] = place
+
+    hand_out()
+    while places:
+        for worker, kind, value in crew.hear():
+            if kind == "report":
+                # Whatever becomes of the display, the work goes on.
+                with suppress(Exception):
+                    report(value)
+            elif kind == "failed":
+                failures[places.pop(worker)] = value
+            else:
+                yield from schedule.done(places.pop(worker), value, ended(value))
+        if not failures:
+            hand_out()
+    if failures:
+        raise failures[min(failures)]
+
+
+@dataclass
+class _State:
+    """How far a chain is: tasks handed out and given over, results that wait, who is at it."""
+
+    length: int | None
+    size: float
+    handed_out: int = 0
+    given: int = 0
+    waiting: dict[int, Any] = field(default_factory=dict)
+    workers: set[int] = field(default_factory=set)
+
+    @property
+    def open(self) -> bool:
+        return self.length is None or self.handed_out < self.length
+
+
+class _Schedule:
+    """Which task a worker does next."""
+
+    def __init__(self, chains: Sequence[Chain[Any]], ahead: int | None) -> None:
+        self._states = [_State(chain.length, chain.size) for chain in chains]
+        self._ahead = ahead
+        self._at: dict[int, int] = {}
+        self._untouched = 0
+        self._oldest = 0
+
+    def next(self, worker: int) -> tuple[int, int] | None:
+        """(chain, n), or None if there is nothing for this worker to do now."""
+        chain = self._at.get(worker)
+        if chain is None or not self._states[chain].open:
+            chain = self._choose()
+        if chain is None:
+            return None
+        state = self._states[chain]
+        state.workers.add(worker)
+        if self._at.get(worker, chain) != chain:
+            self._states[self._at[worker]].workers.discard(worker)
+        self._at[worker] = chain
+        state.handed_out += 1
+        return chain, state.handed_out - 1
+
+    def _choose(self) -> int | None:
+        limit = len(self._states)
+        if self._ahead is not None:
+            limit = min(limit, self._oldest + self._ahead)
+        if self._untouched < limit:
+            self._untouched += 1
+            return self._untouched - 1
+        shared = [i for i in range(self._oldest, self._untouched) if self._states[i].open]
+        return max(
+            shared,
+            key=lambda i: (self._states[i].size / (1 + len(self._states[i].workers)), -i),
+            default=None,
+        )
+
+    def done(
+        self, place: tuple[int, int], result: Any, ended: bool
+    ) -> Iterator[tuple[int, int, Any]]:
+        """Note a result; yield what can be given over now, each chain's results in order."""
+        chain, number = place
+        state = self._states[chain]
+        state.waiting[number] = result
+        if ended and (state.length is None or number + 1 < state.length):
+            state.length = number + 1
+        while state.given in state.waiting and state.given != state.length:
+            yield chain, state.given, state.waiting.pop(state.given)
+            state.given += 1
+        while self._oldest < len(self._states):
+            oldest = self._states[self._oldest]
+            if oldest.given != oldest.length:
+                break
+            self._oldest += 1
+
+
+class _Crew:
+    """Spawned workers, each at the other end of a pipe."""
+
+    def __init__(
+        self,
+        count: int,
+        function: Callable[..., object],
+        setup: Callable[..., object],
+        arguments: tuple[object, ...],
+    ) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._pipes: dict[int, Connection] = {}
+        self._processes = []
+        for number in range(count):
+            ours, theirs = spawn.Pipe()
+            process = spawn.Process(
+                target=_serve, args=(theirs, function, setup, arguments), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._pipes[number] = ours
+            self._processes.append(process)
+
+    @property
+    def members(self) -> Sequence[int]:
+        """The workers' numbers."""
+        return range(len(self._processes))
+
+    def give(self, worker: int, task: object) -> None:
+        """Hand a task to an idle worker."""
+        try:
+            self._pipes[worker].send(task)
+        except OSError as error:
+            raise _died() from error
+
+    def hear(self) -> list[tuple[int, str, Any]]:
+        """What the workers say, at least one of them: (worker, kind, value)."""
+        ready = wait(list(self._pipes.values()))
+        heard = []
+        for worker, pipe in self._pipes.items():
+            if pipe in ready:
+                try:
+                    kind, value = pipe.recv()
+                except (EOFError, OSError) as error:
+                    raise _died() from error
+                heard.append((worker, kind, value))
+        return heard
+
+    def dismiss(self) -> None:
+        """End the workers; what is staged survives whatever they were at."""
+        for process in self._processes:
+            process.terminate()
+        for process, pipe in zip(self._processes, self._pipes.values(), strict=True):
+            process.join()
+            pipe.close()
+
+
+def _died() -> MixcError:
+    return MixcError("MX046", "a worker process died", help=_MEMORY)
+
+
+def _serve(
+    pipe: Connection,
+    function: Callable[..., object],
     setup: Callable[..., object],
     arguments: tuple[object, ...],
 ) -> None:
-    """Make a worker ready. It ends at once when its parent does, however that happens."""
-    global _context, _report
+    """A worker's life. It ends at once when its parent does, however that happens."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    _report = queue.put
+    failure: Exception | None = None
+    context: object = None
     try:
-        _context = setup(*arguments)
-    except Exception as error:  # for the first task to raise: an initialiser's error is lost
-        _context = _Failed(error)
+        context = setup(*arguments)
+    except Exception as error:  # for the first task to say
+        failure = _explained(error)
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        if failure is not None:
+            pipe.send(("failed", failure))
+            continue
+        try:
+            result = function(context, task, lambda amount: pipe.send(("report", amount)))
+        except Exception as error:
+            pipe.send(("failed", _explained(error)))
+        else:
+            pipe.send(("done", result))
+
+
+def _explained(error: Exception) -> Exception:
+    """An error that travels: those that are not ours bring their traceback along."""
+    if isinstance(error, MixcError):
+        return error
+    return RuntimeError("in a worker process:\n" + "".join(traceback.format_exception(error)))
 
 
 def _die_with_parent() -> None:
@@ -120,16 +316,3 @@ def _die_with_parent() -> None:
     if parent is not None:
         parent.join()
     os._exit(1)
-
-
-@dataclass(frozen=True)
-class _Failed:
-    """A context that could not be made."""
-
-    error: Exception
-
-
-def _call(function: Callable[[Any, Task, Report], Result], task: Task) -> Result:
-    if isinstance(_context, _Failed):
-        raise _context.error
-    return function(_context, task, _report)

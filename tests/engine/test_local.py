@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -65,3 +66,76 @@ def test_a_display_that_fails_stops_nothing():
         raise BrokenPipeError
 
     assert run(list(range(3000)), 2, report=broken) == list(range(10, 3010))
+
+
+def visit(offset, task, report):
+    """A chain of so many parts: says whether this part is its last."""
+    chain, number, length = task
+    report(1.0)
+    return chain, number, number + 1 >= length
+
+
+def chains_of(lengths):
+    return [
+        local.Chain(lambda n, c=c, k=k: (c, n, k), size=k, length=None)
+        for c, k in enumerate(lengths)
+    ]
+
+
+def run_chains(lengths, workers):
+    done = local.run_chains(
+        visit,
+        chains_of(lengths),
+        ended=lambda result: result[2],
+        setup=context,
+        arguments=(0,),
+        workers=workers,
+        report=lambda amount: None,
+    )
+    return [(chain, n) for chain, n, result in done]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("lengths", [[], [1], [12], [3, 1, 1, 4], [1] * 9])
+def test_every_task_of_every_chain_is_done_once(workers, lengths):
+    found = run_chains(lengths, workers)
+    assert sorted(found) == [(c, n) for c, k in enumerate(lengths) for n in range(k)]
+
+
+def test_one_long_chain_is_shared_by_all_workers():
+    done = local.run_chains(
+        whoami,
+        chains_of([40]),
+        ended=lambda result: result[1],
+        setup=context,
+        arguments=(0,),
+        workers=2,
+        report=lambda amount: None,
+    )
+    assert len({result[0] for _, _, result in done}) == 2
+
+
+def whoami(offset, task, report):
+    time.sleep(0.05)
+    return os.getpid(), task[1] + 1 >= task[2]
+
+
+def fail_all(offset, task, report):
+    time.sleep(0.2 if task == 0 else 0.0)
+    raise MixcError("MX020", f"task {task}")
+
+
+def test_of_the_errors_under_way_the_first_in_order_is_raised():
+    options = {"setup": context, "arguments": (0,), "workers": 2, "report": lambda amount: None}
+    with pytest.raises(MixcError, match="task 0"):
+        list(local.run(fail_all, list(range(20)), **options))
+
+
+def fail_strangely(offset, task, report):
+    raise ZeroDivisionError("by design")
+
+
+def test_an_error_that_is_not_ours_brings_its_traceback():
+    options = {"setup": context, "arguments": (0,), "workers": 2, "report": lambda amount: None}
+    with pytest.raises(RuntimeError, match="fail_strangely"):
+        list(local.run(fail_strangely, [1, 2], **options))

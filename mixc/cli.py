@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -95,8 +96,8 @@ def _give(data: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]]
 @_workers_option
 def tokenize(recipe: Path, overrides: tuple[str, ...], as_json: bool, workers: int) -> None:
     """Turn corpora into a store of memory-mapped Arrow shards."""
-    from mixc.inspect import store_summary
     from mixc.report import tables
+    from mixc.store.summary import store_summary
     from mixc.tokenize.stage import tokenize as run
 
     _give(store_summary(run(_load(recipe, overrides), workers=workers)), as_json, tables.store)
@@ -137,8 +138,9 @@ def build_mixture(recipe: Path, overrides: tuple[str, ...], as_json: bool, worke
 def run(recipe: Path, overrides: tuple[str, ...], as_json: bool, workers: int) -> None:
     """Tokenize, solve and build, doing only what is stale."""
     from mixc import pipeline
-    from mixc.inspect import mixture_summary, store_summary
+    from mixc.inspect import mixture_summary
     from mixc.report import tables
+    from mixc.store.summary import store_summary
 
     done = pipeline.run(_load(recipe, overrides), workers=workers)
     data: dict[str, Any] = {"store": store_summary(done.store), "weights": None}
@@ -234,6 +236,8 @@ def main() -> NoReturn:
     """Run a command and exit with its code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(standalone_mode=False) or 0
         sys.stdout.flush()

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from mixc.build import provenance
 from mixc.build.mixture import Mixture, kind_of, open_mixture
 from mixc.errors import MixcError, Place
-from mixc.store.store import TOKENIZER, Domain, Store, open_store
+from mixc.store.store import TOKENIZER, Store, open_store
+from mixc.store.summary import store_details
 from mixc.tokenize.encoder import load
 
 
@@ -26,42 +27,11 @@ def inspect(
         store = open_store(path)
         if row is not None:
             raise _none("a store has documents, not rows", path, "use --doc ID")
-        return store_summary(store) if doc is None else _document(store, doc, decode)
+        return store_details(store) if doc is None else _document(store, doc, decode)
     mixture = open_mixture(path)
     if doc is not None:
         raise _none("a mixture has rows, not documents", path, "use --row N, or name the store")
     return mixture_summary(mixture) if row is None else _row(mixture, row, decode)
-
-
-def store_summary(store: Store) -> dict[str, Any]:
-    """What a store holds, by domain."""
-    return {
-        "kind": "store",
-        "path": str(store.root),
-        "store_hash": store.store_hash,
-        "tokenizer": store.manifest["tokenizer"],
-        "dtype": store.manifest["dtype"],
-        "domains": {name: _domain(domain) for name, domain in store.domains.items()},
-    }
-
-
-def _domain(domain: Domain) -> dict[str, Any]:
-    skipped: dict[str, int] = {}
-    for unit in domain.units:
-        for source in unit.inputs:
-            for code, count in source["skipped"].items():
-                skipped[code] = skipped.get(code, 0) + count
-    return {
-        "documents": domain.documents,
-        "tokens": domain.tokens,
-        "text_bytes": domain.text_bytes,
-        "bytes_per_token": domain.text_bytes / max(domain.tokens, 1),
-        "held_documents": domain.held_documents,
-        "held_tokens": domain.held_tokens,
-        "files": sum(len(unit.inputs) for unit in domain.units),
-        "shards": len(domain.shards),
-        "skipped": skipped,
-    }
 
 
 def mixture_summary(mixture: Mixture) -> dict[str, Any]:
@@ -113,6 +83,8 @@ def _document(store: Store, doc: int, decode: bool) -> dict[str, Any]:
                         "text_bytes": int(documents.n_bytes[i]),
                         "held_out": bool(np.isin(np.uint64(doc), store.all_held_ids)),
                     }
+                    if documents.id is not None:
+                        entry["id"] = documents.own_id(int(i))
                     if tokenizer is not None:
                         entry["text"] = tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
                     found.append(entry)

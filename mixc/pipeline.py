@@ -81,7 +81,7 @@ def current_store(recipe: Recipe) -> Store:
     """
     store = open_store(recipe.workdir_path / "store")
     store.check_sizes()
-    same_domains = list(store.domains) == sorted(recipe.domains)
+    same_domains = list(store.sources) == sorted(recipe.domains)
     if not same_domains or store.manifest["options_key"] != options_key(recipe):
         raise MixcError(
             "MX045",

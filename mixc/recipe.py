@@ -229,24 +229,33 @@ def _check_solved(source: _Source) -> Iterator[MixcError]:
 
 
 def _check_shares(source: _Source) -> Iterator[MixcError]:
-    """Weights written out: every domain once, and a sum of 1."""
+    """Weights written out: every domain once, and a sum of 1.
+
+    Which domains `split_by` makes is not known yet: of those the build checks the names.
+    """
     mixture, domains = source.data.get("mixture"), source.data.get("domains")
     shares = mixture.get("weights") if isinstance(mixture, dict) else None
     if not isinstance(shares, dict) or not isinstance(domains, dict):
         return
     keys = ("mixture", "weights")
-    for name in shares:
-        if name not in domains:
-            hint = did_you_mean(name, list(domains))
-            message = f"mixture.weights: unknown domain {_shown(name)}"
-            yield source.error("MX008", message, (*keys, name), hint, of_key=True)
-    for name in domains:
-        if name not in shares:
-            message = f"mixture.weights: the domain {_shown(name)} is missing"
-            yield source.error(
-                "MX006", message, keys, f"say `{name}: 0` to leave it out", of_key=True
-            )
-    if shares.keys() == domains.keys() and (wrong := _wrong_sum(shares)):
+    split = [name for name, one in domains.items() if _holds(one, "split_by")]
+    unknown = [
+        name
+        for name in shares
+        if (name not in domains or name in split)
+        and not any(str(name).startswith(f"{one}.") for one in split)
+    ]
+    missing = [name for name in domains if name not in shares and name not in split]
+    for name in unknown:
+        hint = did_you_mean(name, list(domains))
+        if name in split:
+            hint = f"it is split: name its parts, as in {name}.<value of split_by>"
+        message = f"mixture.weights: unknown domain {_shown(name)}"
+        yield source.error("MX008", message, (*keys, name), hint, of_key=True)
+    for name in missing:
+        message = f"mixture.weights: the domain {_shown(name)} is missing"
+        yield source.error("MX006", message, keys, f"say `{name}: 0` to leave it out", of_key=True)
+    if not unknown and not missing and (wrong := _wrong_sum(shares)):
         yield source.error("MX007", wrong[0], keys, wrong[1])
 
 

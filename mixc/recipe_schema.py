@@ -27,6 +27,8 @@ from mixc.errors import Place, did_you_mean
 from mixc.registry import METHODS, READERS, WRITERS
 
 PRESETS = ("nano", "micro", "mini", "small", "base", "large")
+ENGINES = ("auto", "fastokens", "gigatoken", "tokenizers")
+REMOTE = ("s3", "gs", "https", "http", "hf")
 WEIGHT_WORDS = ("solved", "natural", "uniform", "unimax")
 RECIPE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 RESERVED_NAMES = ("manifest.json", "tokenizer.json", "holdout.arrow")
@@ -73,8 +75,9 @@ def _not_reserved(value: str) -> str:
 
 
 def _check_field(value: str) -> str:
-    if any(ch in '"\\' or not ch.isprintable() for ch in value):
-        raise wrong("MX007", f"{value!r:.80} is not the name of a field", "name a plain field")
+    if any(ch in '"\\' or not ch.isprintable() for ch in value) or not all(value.split(".")):
+        hint = "name a plain field, or a nested one with dots: content.body"
+        raise wrong("MX007", f"{value!r:.80} is not the name of a field", hint)
     return value
 
 
@@ -103,6 +106,16 @@ def _check_local(value: str) -> str:
         raise wrong("MX007", f"only local paths are supported, found {value!r:.80}", hint)
     if "\0" in value:
         raise wrong("MX007", "a path cannot hold a zero byte")
+    return value
+
+
+def _check_input(value: str) -> str:
+    scheme, sign, rest = value.partition("://")
+    if not sign:
+        return _check_local(value)
+    if scheme not in REMOTE or not rest:
+        hint = "local paths, or URLs of " + ", ".join(f"{name}://" for name in REMOTE)
+        raise wrong("MX007", f"inputs cannot come from {value!r:.80}", hint)
     return value
 
 
@@ -156,12 +169,16 @@ DomainName = Annotated[
     AfterValidator(_not_reserved),
     WithJsonSchema({"type": "string", "pattern": f"^{DOMAIN_NAME}$"}),
 ]
+FieldName = Annotated[Text, AfterValidator(_check_field)]
+Selected = Annotated[tuple[str | bool | int, ...], Field(strict=False, min_length=1)]
+EngineName = Annotated[str, _known(ENGINES, "engine"), _enum(ENGINES)]
 ReaderName = Annotated[str, _known(READERS, "reader"), _enum(READERS)]
 MethodName = Annotated[str, _known(METHODS, "method"), _enum(METHODS)]
 WriterName = Annotated[str, _known(WRITERS, "format"), _enum(WRITERS)]
 PresetName = Annotated[str, _known(PRESETS, "preset"), _enum(PRESETS)]
 # YAML has lists; frozen models hold tuples.
-Paths = Annotated[tuple[LocalPath, ...], Field(strict=False, min_length=1)]
+InputPath = Annotated[str, Field(min_length=1), AfterValidator(_check_input)]
+Paths = Annotated[tuple[InputPath, ...], Field(strict=False, min_length=1)]
 Formats = Annotated[
     tuple[WriterName, ...],
     Field(strict=False, min_length=1, json_schema_extra={"uniqueItems": True}),
@@ -204,23 +221,58 @@ class Tokenizer(Strict):
     path: LocalPath | None = Field(default=None, description="a tokenizer.json")
     hub: Text | None = Field(default=None, description="a repository of the Hugging Face hub")
     eot: Text | None = Field(default=None, description="the end-of-text token, with path or hub")
+    special_tokens: Literal["text", "encode", "error"] = Field(
+        default="text",
+        description="special tokens spelled in a document: ordinary text, their ids, or an error",
+    )
+    engine: EngineName = Field(
+        default="auto", description="what encodes; auto: the fastest that proves exact"
+    )
+    verify: float = Field(
+        default=0.002,
+        ge=0,
+        le=1,
+        description="share of the text that is compared with the reference engine",
+    )
 
 
 class Domain(Strict):
     """One corpus, and how to read it."""
 
-    paths: Paths = Field(description="files or globs, relative to the recipe")
+    paths: Paths = Field(description="files or globs, relative to the recipe, or URLs")
     format: ReaderName | None = Field(
         default=None, description="the reader; by default by file name"
     )
-    text: Annotated[Text, AfterValidator(_check_field)] = Field(
-        default="text", description="the field that holds a record's text"
+    text: FieldName = Field(
+        default="text", description="the field that holds a record's text; dots lead inwards"
+    )
+    id: FieldName | None = Field(
+        default=None, description="a field whose value is kept as the document's own id"
+    )
+    only: dict[FieldName, Selected] = Field(
+        default={}, description="take records alone whose fields have one of these values"
+    )
+    split_by: FieldName | None = Field(
+        default=None, description="make one domain, <name>.<value>, per value of this field"
     )
     on_bad_record: Literal["error", "skip"] = Field(
-        default="error", description="stop at a bad record, or leave it out and count it"
+        default="error", description="stop at a bad record, or count it and put it in quarantine"
+    )
+    invalid_unicode: Literal["error", "replace", "skip"] | None = Field(
+        default=None,
+        description="invalid UTF-8 and lone surrogates; replace: by U+FFFD; default on_bad_record",
+    )
+    allow_empty_files: bool = Field(
+        default=False, description="let a file without a single document pass"
     )
     max_document_bytes: PositiveQuantity = Field(
         default=64_000_000, lt=2**32, description="a longer document is a bad record"
+    )
+    max_file_bytes: PositiveQuantity = Field(
+        default=2**50, description="cap on what a file may hold once decompressed"
+    )
+    max_expansion: int = Field(
+        default=1000, ge=1, description="cap on decompressed bytes for each byte of a file"
     )
 
 

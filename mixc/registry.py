@@ -32,15 +32,29 @@ class Entry:
         return importlib.import_module(self.module)
 
 
+def _packed(*stems: str) -> tuple[str, ...]:
+    """The endings of files that may be compressed."""
+    return tuple(stem + codec for stem in stems for codec in ("", ".gz", ".zst", ".xz", ".bz2"))
+
+
 READERS: dict[str, Entry] = {
     "jsonl": Entry(
         "mixc.readers.jsonl",
-        "one JSON object a line, plain or gz, zst, xz",
-        suffixes=tuple(
-            stem + codec for stem in (".jsonl", ".ndjson") for codec in ("", ".gz", ".zst", ".xz")
-        ),
+        "one JSON object a line, plain or gz, zst, xz, bz2",
+        suffixes=_packed(".jsonl", ".ndjson"),
     ),
     "parquet": Entry("mixc.readers.parquet", "one document a row", suffixes=(".parquet",)),
+    "arrow": Entry(
+        "mixc.readers.arrow",
+        "one document a row of an Arrow or Feather file",
+        suffixes=(".arrow", ".feather", ".ipc"),
+    ),
+    "csv": Entry(
+        "mixc.readers.csv",
+        "one document a row of CSV or TSV, plain or gz, zst, xz, bz2",
+        suffixes=_packed(".csv", ".tsv"),
+    ),
+    "hub": Entry("mixc.readers.hub", "data sets of the Hugging Face hub, by hf:// URLs"),
     "text": Entry("mixc.readers.text", "one document a file", suffixes=(".txt", ".md", ".rst")),
 }
 

@@ -78,6 +78,8 @@ def write_recipe(
     for key, value in overrides.items():
         merges = isinstance(value, dict) and isinstance(data.get(key), dict) and key != "tokenizer"
         data[key] = {**data[key], **value} if merges else value
+    # Trying an engine out takes a second: tests of engines ask for it.
+    data["tokenizer"] = {"engine": "tokenizers", **data["tokenizer"]}
     if not (tmp_path / "tokenizer.json").exists():
         (tmp_path / "tokenizer.json").write_bytes(tokenizer_json())
     path = tmp_path / "recipe.yaml"

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from build_helpers import tree_hash
 from helpers import write_recipe
 
 from mixc.errors import CODES
@@ -189,6 +190,23 @@ def test_signals_stop_a_run_and_it_goes_on_later(recipe, tmp_path, number):
     assert process.returncode == 128 + number
     assert mixc("run", recipe, "-s", f"workdir={workdir}").returncode == 0
     assert mixc("verify", workdir / "mixture").returncode == 0
+
+
+def test_a_signal_sent_again_and_again_does_no_more_harm(recipe, built, tmp_path):
+    """However a run is stopped, the next one makes the bytes of an undisturbed one."""
+    workdir = tmp_path / "out"
+    command = [sys.executable, "-m", "mixc", "run", str(recipe), "-s", f"workdir={workdir}"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert process.stderr is not None
+    process.stderr.readline()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+        process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode in (130, 143)
+    assert b"stopped: no output is half done; run again to go on" in said
+    assert mixc("run", recipe, "-s", f"workdir={workdir}").returncode == 0
+    for name in ("store", "mixture"):
+        assert tree_hash(workdir / name) == tree_hash(built[name]["path"])
 
 
 def test_schema_is_a_json_schema():

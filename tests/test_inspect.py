@@ -50,7 +50,21 @@ def test_a_store(built):
         assert entry["bytes_per_token"] == entry["text_bytes"] / entry["tokens"]
         assert entry["held_documents"] == sum(doc_id in held for doc_id, _ in stored)
         assert entry["held_tokens"] == sum(len(one) for doc_id, one in stored if doc_id in held)
-        assert (entry["files"], entry["shards"], entry["skipped"]) == (2, 1, {})
+        assert (entry["source"], entry["shards"]) == (name, 1)
+        lengths = [len(one) + 1 for one in documents]
+        assert sum(entry["lengths"].values()) == len(documents)
+        for top, count in entry["lengths"].items():
+            assert sum(int(top) // 2 < n <= int(top) for n in lengths) == count
+        spread = entry["tokens_per_document"]
+        assert (spread["min"], spread["max"]) == (min(lengths), max(lengths))
+        assert sorted(lengths)[0] <= spread["median"] <= spread["p99"] <= sorted(lengths)[-1]
+        assert entry["duplicates"] == len(texts) - len(set(texts))
+        others = {text_of(one) for other in CORPUS if other != name for one in CORPUS[other]}
+        assert entry["elsewhere"] == sum(text in others for text in texts) > 0
+        source = data["sources"][name]
+        assert (source["files"], source["documents"], source["skipped"]) == (2, len(texts), {})
+        assert (source["not_selected"], source["replaced"], source["quarantine"]) == (0, 0, [])
+        assert len(source["engines"]) == 1
 
 
 def test_a_document(built):

@@ -102,7 +102,7 @@ nmae: pile
 tokenizer: {path: t.json, hub: org/name}
 domains:
   web: {paths: web.jsonl, format: jsonnl}
-  code: {paths: [1, "gs://b/x"]}
+  code: {paths: [1, "ftp://b/x"]}
 mixture:
   weights: {web: 1.0, cod: -1}
   tokens: 1 M
@@ -116,7 +116,7 @@ mixture:
         "domains.web.paths: expected a list, found 'web.jsonl'",
         "domains.web.format: unknown reader 'jsonnl'",
         "domains.code.paths.0: expected text, found 1",
-        "domains.code.paths.1: only local paths are supported, found 'gs://b/x'",
+        "domains.code.paths.1: inputs cannot come from 'ftp://b/x'",
         "missing key 'seq_len' in 'mixture'",
         "mixture.weights: the domain 'code' is missing",
         "mixture.weights: unknown domain 'cod'",

@@ -75,7 +75,7 @@ def special(kind):
 def several(folder):
     (folder / "data").mkdir()
     os.mkfifo(folder / "data/pipe.jsonl")
-    for name in ("a.jsonl", "b.csv"):
+    for name in ("a.jsonl", "b.dat"):
         (folder / "data" / name).write_bytes(GOOD)
     domains = {"all": ["data/*"], "none": ["dat/*.jsonl"], "web": ["data/a.jsonl"]}
     return write_recipe(folder, {name: {"paths": paths} for name, paths in domains.items()})
@@ -105,7 +105,7 @@ LINES = GOOD * 50
 CASES = {
     "no files matched": lambda folder: write_recipe(folder, {"web": {"paths": ["w/*", "*.gz"]}}),
     "a file in two domains": two_domains,
-    "no reader for a name": corpus("table.csv", b"text\n"),
+    "no reader for a name": corpus("table.dat", b"text\n"),
     "not a regular file: a pipe": special("fifo"),
     "a folder with the name of a file": special("folder"),
     "a link to nothing": special("link"),
@@ -167,14 +167,13 @@ def happen(monkeypatch):
     read = jsonl.read
 
     def arrange(what):
-        def read_then_change(source, options):
-            records = list(read(source, options))
+        def change_then_read(source, options):
             if source.name == "data/b.jsonl":
                 WHILE_READ[what](source.path)
-            yield from records
+            yield from read(source, options)
 
         if what in WHILE_READ:
-            monkeypatch.setattr(jsonl, "read", read_then_change)
+            monkeypatch.setattr(jsonl, "read", change_then_read)
         if what == "a worker is killed":
             monkeypatch.setattr(stage, "tokenize_unit", killed_unit)
 

@@ -69,7 +69,11 @@ def open_mixture(root: Path) -> Mixture:
         if error.code == "MX041":
             error.message, error.help = "there is no mixture here", "run `mixc build-mixture` first"
         raise
-    check_names(root / MANIFEST, mixture.files())
+    try:
+        check_names(root / MANIFEST, mixture.files())
+    except (KeyError, TypeError, AttributeError) as error:
+        place = Place(str(root / MANIFEST))
+        raise MixcError("MX040", f"the manifest lacks {error}", place=place) from error
     return mixture
 
 

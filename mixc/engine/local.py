@@ -230,7 +230,11 @@ class _Crew:
             process = spawn.Process(
                 target=_serve, args=(theirs, function, setup, arguments), daemon=True
             )
-            process.start()
+            try:
+                process.start()
+            except OSError as error:
+                reason = f"a worker process cannot be started: {(error.strerror or '').lower()}"
+                raise MixcError("MX046", reason, help="try fewer --workers") from error
             theirs.close()
             self._pipes[number] = ours
             self._processes.append(process)
@@ -306,8 +310,10 @@ def _serve(
 
 def _explained(error: Exception) -> Exception:
     """An error that travels: those that are not ours bring their traceback along."""
-    if isinstance(error, MixcError):
+    if type(error).__module__.partition(".")[0] == "mixc":
         return error
+    if isinstance(error, MemoryError):
+        return MixcError("MX046", "a worker process ran out of memory", help=_MEMORY)
     return RuntimeError("in a worker process:\n" + "".join(traceback.format_exception(error)))
 
 

@@ -2,59 +2,65 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mixc.readers.columns import FAULTS, Columns, reason_of
 from mixc.readers.records import BadRecord, ReadOptions, Record, Source
 
-_ROWS, _BATCH_BYTES = 1024, 64 << 20
+_ROWS, _BATCH_BYTES, _BUFFER = 1024, 16 << 20, 1 << 20
 
 
 def read(source: Source, options: ReadOptions) -> Iterator[Record | BadRecord]:
-    """Yield the text column's strings, batch by batch."""
-    try:
-        with pq.ParquetFile(source.path, page_checksum_verification=True) as file:
-            _check_column(file, source, options.text)
-            size, rows = source.path.stat().st_size, file.metadata.num_rows
-            row = 0
-            for batch in file.iter_batches(
-                _batch_rows(file), columns=[options.text], use_threads=False
-            ):
-                for scalar in batch.column(0):
-                    yield _record(scalar, row, options.text)
-                    row += 1
-                source.consumed = size * row // max(rows, 1)
-            if row != rows:
-                raise OSError(f"it holds {row} rows, its footer says {rows}")
+    """Yield the text column's strings, batch by batch. A row's position is its row group's.
+
+    Row groups that begin before `source.skip_to` are passed over. Errors: MX026, MX027.
+    """
+    source.by_row = True
+    with source.open() as raw:
+        try:
+            size = raw.seek(0, io.SEEK_END)
+            raw.seek(0)
+            # Buffered in advance, a column of a row group would be held whole.
+            file = pq.ParquetFile(
+                raw, page_checksum_verification=True, buffer_size=_BUFFER, pre_buffer=False
+            )
+            yield from _groups(file, source, options, size)
             source.consumed = size
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise source.damaged("MX026", str(error).splitlines()[0]) from error
+        except FAULTS as error:
+            raise source.damaged("MX026", reason_of(error)) from error
 
 
-def _batch_rows(file: pq.ParquetFile) -> int:
-    """Rows that are held at once: fewer where the file's rows are long."""
-    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-    longest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
+def _groups(
+    file: pq.ParquetFile, source: Source, options: ReadOptions, size: int
+) -> Iterator[Record | BadRecord]:
+    columns = Columns(file.schema_arrow, source, options)
+    row = position = 0
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        end = row + group.num_rows
+        if position >= source.skip_to:
+            batches = file.iter_batches(
+                _batch_rows(group),
+                row_groups=[number],
+                columns=columns.paths,
+                use_threads=False,
+            )
+            for batch in batches:
+                yield from columns.records(batch, row, position)
+                row += batch.num_rows
+                source.consumed = size * row // max(file.metadata.num_rows, 1)
+            if row != end:
+                raise OSError(f"it holds {row} rows up to here, its footer says {end}")
+        row = end
+        position += max(group.total_byte_size, 0)
+    if row != file.metadata.num_rows:
+        raise OSError(f"its row groups hold {row} rows, its footer says {file.metadata.num_rows}")
+
+
+def _batch_rows(group: pq.RowGroupMetaData) -> int:
+    """Rows that are held at once: fewer where the group's rows are long."""
+    longest = group.total_byte_size // max(group.num_rows, 1)
     return int(max(1, min(_ROWS, _BATCH_BYTES // max(longest, 1))))
-
-
-def _check_column(file: pq.ParquetFile, source: Source, column: str) -> None:
-    schema = file.schema_arrow
-    index = schema.get_field_index(column)
-    if index < 0:
-        names = ", ".join(schema.names)
-        raise source.damaged("MX026", f"no column '{column}' among: {names}")
-    kind = schema.field(index).type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise source.damaged("MX026", f"column '{column}' holds {kind}, not strings")
-
-
-def _record(scalar: pa.Scalar, row: int, column: str) -> Record | BadRecord:
-    if not scalar.is_valid:
-        return BadRecord("MX021", f"no text in the column '{column}': it is null", row)
-    try:
-        return Record(row, scalar.as_py())
-    except UnicodeDecodeError:
-        return BadRecord("MX022", "the text is not valid UTF-8", row)

@@ -5,20 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mixc.readers.codecs import blocks
-from mixc.readers.records import BadRecord, ReadOptions, Record, Source
+from mixc.readers.records import EXCERPT, BadRecord, ReadOptions, Record, Source
 
 
 def read(source: Source, options: ReadOptions) -> Iterator[Record | BadRecord]:
-    """Yield the file's whole text."""
+    """Yield the file's whole text. It has no further fields: all are None."""
+    source.by_row = True
     parts: list[bytes] = []
     size = 0
-    for block in blocks(source):
+    for block in blocks(source, options):
         size += len(block)
-        if size > options.max_bytes:
-            yield BadRecord("MX024", f"the document is over {options.max_bytes} bytes long", 0)
-            return
         parts.append(block)
+        if size > options.max_bytes:
+            reason = f"the document is over {options.max_bytes} bytes long"
+            yield BadRecord("MX024", reason, 0, 0, b"".join(parts)[:EXCERPT])
+            return
+    whole = b"".join(parts)
     try:
-        yield Record(0, b"".join(parts).decode().removeprefix("\ufeff"))
+        text, replaced = whole.decode(), False
     except UnicodeDecodeError as error:
-        yield BadRecord("MX022", "the text is not valid UTF-8", 0, error.start)
+        if not options.replace_invalid:
+            reason = f"the text is not valid UTF-8 at byte {error.start}"
+            yield BadRecord("MX022", reason, 0, 0, whole[:EXCERPT])
+            return
+        text, replaced = whole.decode(errors="replace"), True
+    fields = (None,) * len(options.fields)
+    yield Record(0, text.removeprefix("\ufeff"), 0, fields, replaced)

@@ -6,6 +6,7 @@ import io
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from mixc.progress import duration, quantity
@@ -31,7 +32,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def store(summary: Mapping[str, Any]) -> None:
-    """What a store holds."""
+    """What a store holds, where it came from, and, if that was looked into, how long it is."""
     rows = [
         [
             name,
@@ -40,12 +41,58 @@ def store(summary: Mapping[str, Any]) -> None:
             quantity(domain["text_bytes"], "B"),
             f"{domain['bytes_per_token']:.2f}",
             f"{domain['held_documents']:,} / {domain['held_tokens']:,}",
-            ", ".join(f"{count} {code}" for code, count in domain["skipped"].items()) or "-",
+            *(f"{domain[name]:,}" for name in ("duplicates", "elsewhere") if name in domain),
         ]
         for name, domain in summary["domains"].items()
     ]
-    columns = ("domain", "documents", "tokens", "text", "bytes/token", "held out", "skipped")
+    columns = ["domain", "documents", "tokens", "text", "bytes/token", "held out"]
+    if all(map(_looked_into, summary["domains"].values())):
+        columns += ["duplicates", "elsewhere"]
     table(f"store {summary['path']}", columns, rows)
+    _sources(summary["sources"])
+    if "duplicates" in columns:
+        _lengths(summary["domains"])
+
+
+def _looked_into(domain: Mapping[str, Any]) -> bool:
+    return "lengths" in domain
+
+
+def _sources(sources: Mapping[str, Mapping[str, Any]]) -> None:
+    rows = [
+        [
+            name,
+            f"{one['files']:,}",
+            ", ".join(one["engines"]),
+            f"{one['verified_documents']:,} / {quantity(one['verified_bytes'], 'B')}",
+            ", ".join(f"{count:,} {code}" for code, count in one["skipped"].items()) or "-",
+            f"{one['replaced']:,}",
+            f"{one['not_selected']:,}",
+        ]
+        for name, one in sources.items()
+    ]
+    columns = ("source", "files", "engine", "verified", "skipped", "mended", "not selected")
+    table("read from", columns, rows)
+
+
+_BINS = (16, 64, 256, 1024, 4096, 16384, 65536)
+
+
+def _lengths(domains: Mapping[str, Mapping[str, Any]]) -> None:
+    """Shares of documents by tokens; the finer bins are for --json."""
+    rows = []
+    for name, domain in domains.items():
+        lengths = {int(top): count for top, count in domain["lengths"].items()}
+        edges = (0, *_BINS, max(lengths, default=0) + _BINS[-1])
+        counts = [
+            sum(count for top, count in lengths.items() if low < top <= high)
+            for low, high in pairwise(edges)
+        ]
+        spread = domain["tokens_per_document"]
+        shares = [f"{100 * n / domain['documents']:.1f}%" if n else "-" for n in counts]
+        rows.append([name, f"{spread['median']:,}", f"{spread['max']:,}", *shares])
+    tops = [f"<={top:,}" for top in _BINS]
+    table("tokens per document", ("domain", "median", "longest", *tops, "more"), rows)
 
 
 def weights(path: str, manifest: Mapping[str, Any]) -> None:

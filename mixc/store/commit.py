@@ -15,10 +15,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from mixc.store.hashes import FileRecord
 
 CONTROL = ".mixc"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_PIECE = 1 << 20
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EXDEV)
 
 
@@ -50,11 +52,16 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(output: Path) -> Iterator[Path]:
-    """Hold an output for one run and yield its staging folder. A second run raises MX042."""
+    """Hold an output for one run and yield its staging folder. A second run raises MX042.
+
+    Raises MX043 if a link stands where something is staged: it would lead the work elsewhere.
+    """
     with _lock(output, fcntl.LOCK_EX) as descriptor:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         staging = output.parent / CONTROL / output.name / "staging"
+        for folder, folders, files in os.walk(staging.parent):
+            _refuse_links(Path(folder, name) for name in (*folders, *files))
         with writing(staging):
             staging.mkdir(exist_ok=True)
         yield staging
@@ -70,6 +77,7 @@ def reading(output: Path) -> Iterator[None]:
 @contextmanager
 def _lock(output: Path, kind: int) -> Iterator[int]:
     control = output.parent / CONTROL / output.name
+    _refuse_links((control.parent, control))
     with writing(control):
         control.mkdir(parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -79,6 +87,17 @@ def _lock(output: Path, kind: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _refuse_links(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_symlink():
+            raise MixcError(
+                "MX043",
+                "a link stands where mixc keeps its own files",
+                place=Place(str(path)),
+                help="remove the link; mixc makes none there",
+            )
 
 
 def _take(descriptor: int, output: Path, kind: int) -> None:
@@ -142,6 +161,66 @@ class StagedFile:
         return FileRecord(path, self.size, self._hash.hexdigest())
 
 
+class Spool:
+    """Bytes on their way into a staged file, on the disk instead of in memory, without a name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.size = 0
+        self._path = folder / f".spool.{os.getpid()}.part"
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._descriptor = os.open(self._path, flags, 0o600)
+            self._path.unlink()
+
+    def append(self, data: memoryview) -> None:
+        """Add bytes at the end."""
+        with writing(self._path):
+            done = 0
+            while done < len(data):
+                done += os.write(self._descriptor, data[done:])
+        self.size += len(data)
+
+    def stand_in(self) -> pa.Buffer:
+        """A buffer of the spool's size that stands for it; its memory is never touched."""
+        return pa.py_buffer(mmap.mmap(-1, max(self.size, 1)))[: self.size]
+
+    def pieces(self) -> Iterator[bytes]:
+        """All bytes, a piece at a time."""
+        with writing(self._path):
+            for start in range(0, self.size, _PIECE):
+                yield os.pread(self._descriptor, min(_PIECE, self.size - start), start)
+
+    def close(self) -> None:
+        """Give the space back."""
+        os.close(self._descriptor)
+
+
+class _Spliced:
+    """A sink for pyarrow that writes a spool's bytes where it is handed the stand-in."""
+
+    def __init__(self, file: StagedFile, spool: Spool, stand_in: pa.Buffer) -> None:
+        self._file, self._spool, self._address = file, spool, stand_in.address
+        self.closed = False
+
+    def write(self, data: bytes | pa.Buffer) -> int:
+        """Write data, or the spool for its stand-in."""
+        if getattr(data, "address", None) != self._address:
+            return self._file.write(data)
+        return sum(self._file.write(piece) for piece in self._spool.pieces())
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self._file.tell()
+
+    def flush(self) -> None:
+        """Nothing is buffered here."""
+
+    def close(self) -> None:
+        """The staged file is `create`'s to close."""
+        self.closed = True
+
+
 @contextmanager
 def create(path: Path) -> Iterator[StagedFile]:
     """Write a staged file; it appears under its name when it is whole and synced."""
@@ -164,9 +243,17 @@ def create(path: Path) -> Iterator[StagedFile]:
         os.close(descriptor)
 
 
-def arrow_file(file: StagedFile, schema: pa.Schema) -> pa.ipc.RecordBatchFileWriter:
-    """A writer of an Arrow IPC file into a staged file."""
-    return pa.ipc.new_file(pa.PythonFile(file, mode="w"), schema)
+def arrow_file(
+    file: StagedFile, schema: pa.Schema, spliced: tuple[Spool, pa.Buffer] | None = None
+) -> pa.ipc.RecordBatchFileWriter:
+    """A writer of an Arrow IPC file into a staged file.
+
+    `spliced`: a spool, and the stand-in in whose place its bytes are written.
+    """
+    sink = file if spliced is None else _Spliced(file, *spliced)
+    # Without this option Arrow refuses arrays of 2^31 values, which one huge document may make.
+    options = pa.ipc.IpcWriteOptions(allow_64bit=True)
+    return pa.ipc.new_file(pa.PythonFile(sink, mode="w"), schema, options=options)
 
 
 def rename(staged: Path, named: Path) -> None:

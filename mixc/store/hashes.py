@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -64,6 +65,8 @@ def unseal(path: Path, schema: str) -> dict[str, Any]:
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise MixcError("MX041", "there is no manifest here", place=place) from None
+    except OSError as error:
+        raise _unreadable("the manifest", error, place) from error
     try:
         data = json.loads(raw)
         found = data.pop(_SEAL)
@@ -76,7 +79,7 @@ def unseal(path: Path, schema: str) -> dict[str, Any]:
     if name != schema:
         raise MixcError(
             "MX044",
-            f"the manifest has schema '{name}', this mixc reads '{schema}'",
+            f"the manifest has schema {name!r}, this mixc reads '{schema}'",
             place=place,
             help="rebuild it with this version, or use the version that wrote it",
         )
@@ -84,13 +87,20 @@ def unseal(path: Path, schema: str) -> dict[str, Any]:
 
 
 def check_names(manifest: Path, records: Iterable[FileRecord]) -> None:
-    """Raise MX040 if a manifest names a file outside its folder."""
+    """Raise MX040 if a manifest names a file outside its folder, or what no file can be called."""
     for record in records:
         name = PurePosixPath(record.path)
-        if name.is_absolute() or ".." in name.parts:
+        if name.is_absolute() or ".." in name.parts or not _can_be_a_name(record.path):
             raise MixcError(
-                "MX040", f"the manifest names '{record.path}'", place=Place(str(manifest))
+                "MX040", f"the manifest names {record.path!r}", place=Place(str(manifest))
             )
+
+
+def _can_be_a_name(path: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def check_file(root: Path, record: FileRecord, *, rehash: bool) -> MixcError | None:
@@ -104,6 +114,14 @@ def check_file(root: Path, record: FileRecord, *, rehash: bool) -> MixcError | N
     if size != record.bytes:
         message = f"the file holds {size} bytes, its manifest says {record.bytes}"
         return MixcError("MX040", message, place=place)
-    if rehash and hash_file(path) != record.xxh3:
-        return MixcError("MX040", "the file is damaged: its hash does not match", place=place)
+    try:
+        if rehash and hash_file(path) != record.xxh3:
+            return MixcError("MX040", "the file is damaged: its hash does not match", place=place)
+    except OSError as error:
+        return _unreadable("the file", error, place)
     return None
+
+
+def _unreadable(what: str, error: OSError, place: Place) -> MixcError:
+    reason = (error.strerror or str(error)).lower()
+    return MixcError("MX040", f"{what} cannot be read: {reason}", place=place)

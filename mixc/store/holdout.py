@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mixc.errors import MixcError, Place
 from mixc.rng import Stream
 from mixc.store import commit
+from mixc.store.columns import column, strings, view
 from mixc.store.hashes import FileRecord
 
 FILE = "holdout.arrow"
@@ -47,8 +48,8 @@ def write(folder: Path, held: Mapping[str, Ids]) -> FileRecord:
     names = sorted(held)
     table = pa.table(
         {
-            "domain": pa.array([name for name in names for _ in held[name]], pa.string()),
-            "doc_id": pa.array(np.concatenate([held[name] for name in names]), pa.uint64()),
+            "domain": strings([name for name in names for _ in held[name]]),
+            "doc_id": column(np.concatenate([held[name] for name in names])),
         }
     )
     with commit.create(folder / FILE) as file, commit.arrow_file(file, table.schema) as writer:
@@ -66,7 +67,7 @@ def read(path: Path) -> dict[str, Ids]:
         names = np.array(table["domain"].to_pylist(), dtype=object)
         if str(table["doc_id"].type) != "uint64" or table["doc_id"].null_count:
             raise ValueError("its ids are not uint64")
-        ids = table["doc_id"].to_numpy()
+        ids = view(table["doc_id"].combine_chunks())
     except FileNotFoundError:
         raise MixcError("MX041", "there is no such holdout list", place=place) from None
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,45 +15,87 @@ from numpy.typing import NDArray
 from mixc import __version__
 from mixc.errors import MixcError
 from mixc.recipe import Recipe
+from mixc.recipe_schema import DOMAIN_NAME
 from mixc.store import commit, holdout
 from mixc.store.hashes import hash_file, key_of, seal
-from mixc.store.shard import open_shard, token_dtype
-from mixc.store.store import MANIFEST, SCHEMA, TOKENIZER, Domain, Unit, open_store
-from mixc.tokenize.encoder import TokenizerFile
-from mixc.tokenize.unit import ALGORITHM, UnitTask
+from mixc.store.shard import ShardRecord, open_shard, token_dtype
+from mixc.store.store import MANIFEST, SCHEMA, TOKENIZER, Domain, Unit, open_store, split_name
+from mixc.tokenize.encoder import MAX_FILE_BYTES, TokenizerFile
+from mixc.tokenize.staged import MAX_SPLITS, SPLIT_HELP
+from mixc.tokenize.unit import UnitTask
+from mixc.tokenize.units import ALGORITHM
 
 
 @dataclass(frozen=True)
 class StagedDomain:
     """A domain whose shards are all staged, and what the holdout needs to know of them."""
 
-    units: tuple[Unit, ...]
+    source: str
+    shards: tuple[ShardRecord, ...]
     doc_id: NDArray[np.uint64]
     lengths: NDArray[np.int64]
-    text_bytes: int
 
 
-def gather_domain(
-    staging: Path, tree: Path, tasks: list[UnitTask], units: list[Unit]
-) -> StagedDomain:
-    """Link a domain's shards into the new tree and read their columns."""
-    placed, ids, lengths = [], [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-    for task, unit in zip(tasks, units, strict=True):
-        for shard in unit.shards:
-            name = Path(shard.file.path).name
-            commit.link(staging / task.folder / name, tree / task.domain / name)
-            documents = open_shard(tree / task.domain / name, shard)
-            ids.append(documents.doc_id)
-            lengths.append(documents.lengths)
-        placed.append(unit.under(task.domain))
-    if len(ids) == 1:
+@dataclass(frozen=True)
+class StagedSource:
+    """A domain of the recipe, tokenized: its units, and the domains that they became."""
+
+    units: tuple[Unit, ...]
+    domains: dict[str, StagedDomain]
+
+
+def gather_source(
+    staging: Path, tree: Path, source: str, done: list[tuple[UnitTask, Unit]]
+) -> StagedSource:
+    """Link a source's files into the new tree, and read the columns of its documents."""
+    placed: list[Unit] = []
+    shards: list[ShardRecord] = []
+    for task, unit in done:
+        moved = unit.moved(lambda shard: split_name(source, shard.split) if shard else source)
+        for before, after in zip(unit.files, moved.files, strict=True):
+            commit.link(staging / task.folder / Path(before.path).name, tree / after.path)
+        placed.append(moved)
+        shards += moved.shards
+    if not shards:
         raise MixcError(
-            "MX028",
-            f"no document in domain '{tasks[0].domain}'",
-            help="check its paths, format and text",
+            "MX028", f"no document in domain '{source}'", help="check its paths, format and text"
         )
-    text_bytes = sum(shard.text_bytes for unit in placed for shard in unit.shards)
-    return StagedDomain(tuple(placed), np.concatenate(ids), np.concatenate(lengths), text_bytes)
+    values = _values(source, shards)
+    return StagedSource(
+        tuple(placed), {name: _gather(tree, source, name, shards) for name in sorted(values)}
+    )
+
+
+def _gather(tree: Path, source: str, name: str, shards: list[ShardRecord]) -> StagedDomain:
+    mine = [shard for shard in shards if split_name(source, shard.split) == name]
+    documents = [open_shard(tree / shard.file.path, shard) for shard in mine]
+    return StagedDomain(
+        source,
+        tuple(mine),
+        np.concatenate([one.doc_id for one in documents]),
+        np.concatenate([one.lengths for one in documents]),
+    )
+
+
+def _values(source: str, shards: list[ShardRecord]) -> dict[str, str]:
+    """The domains of a source, each with the value of `split_by` that makes it. Raises MX049."""
+    values: dict[str, str] = {}
+    for shard in shards:
+        name = split_name(source, shard.split)
+        if values.setdefault(name, shard.split) != shard.split:
+            reason = f"'{values[name]}' and '{shard.split}' both make the domain '{name}'"
+        elif not re.fullmatch(DOMAIN_NAME, name):
+            reason = f"'{name:.100}' is no domain name"
+        elif len(values) > MAX_SPLITS:
+            reason = f"they make more than {MAX_SPLITS} domains"
+        else:
+            continue
+        raise MixcError(
+            "MX049",
+            f"the values of split_by in domain '{source}' cannot be domains: {reason}",
+            help=SPLIT_HELP,
+        )
+    return values
 
 
 def _choose_holdout(
@@ -76,10 +120,17 @@ def write_tree(
     recipe: Recipe,
     key: str,
     file: TokenizerFile,
-    staged: Mapping[str, StagedDomain],
+    sources: Mapping[str, StagedSource],
     tree: Path,
 ) -> None:
-    """Stage the tokenizer, the holdout and the manifest beside the shards."""
+    """Stage the tokenizer, the holdout and the manifest beside the shards. Raises MX049."""
+    staged: dict[str, StagedDomain] = {}
+    for name, source in sources.items():
+        if twice := staged.keys() & source.domains.keys():
+            message = f"the values of split_by in domain '{name}' make another, '{min(twice)}'"
+            raise MixcError("MX049", message, help="rename one of the two domains")
+        staged |= source.domains
+    staged = dict(sorted(staged.items()))
     held = _choose_holdout(recipe, staged)
     every_id = np.unique(np.concatenate(list(held.values())))
     domains = {name: _domain(name, one, every_id).as_dict() for name, one in staged.items()}
@@ -87,10 +138,7 @@ def write_tree(
     identity = {
         "tokenizer": [file.sha256, file.eot_id],
         "holdout": files[1].xxh3,
-        "shards": {
-            name: [shard.file.xxh3 for unit in one.units for shard in unit.shards]
-            for name, one in staged.items()
-        },
+        "shards": {name: [shard.file.xxh3 for shard in one.shards] for name, one in staged.items()},
     }
     manifest = {
         "schema": SCHEMA,
@@ -101,9 +149,11 @@ def write_tree(
         "dtype": str(token_dtype(file.vocab_size)),
         "tokenizer": file.as_dict(),
         "overrides": recipe.overrides_of("tokenizer", "domains", "holdout"),
-        "engine": {"name": "tokenizers", "version": version("tokenizers")},
         "files": [record.as_dict() for record in files],
         "domains": domains,
+        "sources": {
+            name: [unit.as_dict() for unit in source.units] for name, source in sources.items()
+        },
     }
     commit.write_file(tree / MANIFEST, seal(manifest))
 
@@ -112,32 +162,54 @@ def _domain(name: str, staged: StagedDomain, every_id: NDArray[np.uint64]) -> Do
     out = np.isin(staged.doc_id, every_id)
     return Domain(
         name,
+        source=staged.source,
         documents=len(staged.doc_id),
         tokens=int(staged.lengths.sum()),
-        text_bytes=staged.text_bytes,
+        text_bytes=sum(shard.text_bytes for shard in staged.shards),
         held_documents=int(out.sum()),
         held_tokens=int(staged.lengths[out].sum()),
-        units=staged.units,
+        units=(),
     )
 
 
 def options_key(recipe: Recipe) -> str:
     """The key of what a recipe says of its store, without the corpora: those take long to hash."""
     data, path = recipe.canonical(), recipe.tokenizer.path
+    overrides = recipe.overrides_of("tokenizer", "domains", "holdout")
     return key_of(
         {
             "algorithm": ALGORITHM,
-            "recipe": {name: data[name] for name in ("tokenizer", "domains", "holdout")},
-            "overrides": recipe.overrides_of("tokenizer", "domains", "holdout"),
+            "tokenizer": tokenizer_options(recipe),
+            "recipe": {name: data[name] for name in ("domains", "holdout")},
+            "overrides": [text for text in overrides if not _of_engine(text)],
             "also": also_hash(recipe),
-            "tokenizer": None if path is None else file_hash(recipe, path),
+            "file": None if path is None else file_hash(recipe, path),
         }
     )
+
+
+_ENGINE_OPTIONS = ("engine", "verify")
+
+
+def tokenizer_options(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says of its tokenizer. How it is encoded with changes no token."""
+    options = recipe.canonical()["tokenizer"]
+    return {name: value for name, value in options.items() if name not in _ENGINE_OPTIONS}
+
+
+def _of_engine(override: str) -> bool:
+    path = override.partition("=")[0].replace(" ", "")
+    return path in [f"tokenizer.{name}" for name in _ENGINE_OPTIONS]
 
 
 def file_hash(recipe: Recipe, path: str) -> str:
     """The hash of the tokenizer's file. Raises MX030."""
     try:
+        status = recipe.resolve(path).stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise OSError("not a regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise OSError(f"it is over {MAX_FILE_BYTES} bytes long")
         return hash_file(recipe.resolve(path))
     except OSError as error:
         raise MixcError(

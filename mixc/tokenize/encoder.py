@@ -1,11 +1,11 @@
-"""Texts to token ids with `tokenizers`, the reference engine."""
+"""Tokenizer files, and texts to token ids: by an engine, a sample compared with the reference."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -15,10 +15,16 @@ from tokenizers import Tokenizer
 
 from mixc.errors import MixcError, Place
 from mixc.store.shard import token_dtype
+from mixc.tokenize.check import LONG_BYTES, Mismatch, Sampler, compare, stretch
+from mixc.tokenize.engines import PREFERENCE, Encoded, Engine, Failed, SpecialTokens, load_engine
 
-_MAX_FILE_BYTES = 256 << 20
+MAX_FILE_BYTES = 256 << 20
+_MAX_VOCAB = 1 << 22  # engines hold tables up to the greatest id, whatever holes there are
 # The end-of-text tokens of the common tokenizers, most particular first.
 _EOT = ("<|endoftext|>", "<|end_of_text|>", "<|endofdocument|>", "<eos>", "</s>", "[SEP]")
+
+
+REFERENCE = "tokenizers"
 
 
 @dataclass(frozen=True)
@@ -30,20 +36,52 @@ class TokenizerFile:
     vocab_size: int
     eot: str
     eot_id: int
+    special_tokens: str
     source: str
     key: str
 
     def as_dict(self) -> dict[str, Any]:
         """The tokenizer as manifests describe it."""
-        names = ("sha256", "vocab_size", "eot", "eot_id", "source", "key")
+        names = ("sha256", "vocab_size", "eot", "eot_id", "special_tokens", "source", "key")
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def mode(self) -> SpecialTokens:
+        """What engines make of special tokens in a text: ordinary text, or their ids."""
+        return "encode" if self.special_tokens == "encode" else "text"
 
-def describe(raw: bytes, *, eot: str | None, source: str, key: str) -> TokenizerFile:
+    @cached_property
+    def specials(self) -> tuple[str, ...]:
+        """The special tokens, as texts may spell them."""
+        added = self._data.get("added_tokens") or ()
+        return tuple(sorted(one["content"] for one in added if one.get("special")))
+
+    @cached_property
+    def normalizes(self) -> bool:
+        """Whether the tokenizer changes texts before it cuts them."""
+        return bool(self._data.get("normalizer"))
+
+    @cached_property
+    def _data(self) -> dict[str, Any]:
+        return dict(json.loads(self.json))
+
+    def engine(self, name: str) -> Engine:
+        """An engine for this tokenizer, loaded once in a process. Raises Refused."""
+        return _engine(name, self.json, self.mode)
+
+
+@lru_cache(maxsize=len(PREFERENCE))
+def _engine(name: str, tokenizer_json: bytes, mode: SpecialTokens) -> Engine:
+    return load_engine(name, tokenizer_json, mode)
+
+
+def describe(
+    raw: bytes, *, eot: str | None, special_tokens: str, source: str, key: str
+) -> TokenizerFile:
     """Check a tokenizer.json and find its end-of-text token. Raises MX030."""
     tokenizer = load(raw, source)
     vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
-    if not vocabulary or min(vocabulary.values()) < 0 or max(vocabulary.values()) >= 1 << 31:
+    if not vocabulary or min(vocabulary.values()) < 0 or max(vocabulary.values()) >= _MAX_VOCAB:
         raise _bad(source, "its vocabulary is empty or has ids out of range")
     known = [name for name in _EOT if name in vocabulary]
     if eot is not None and eot not in vocabulary:
@@ -57,15 +95,16 @@ def describe(raw: bytes, *, eot: str | None, source: str, key: str) -> Tokenizer
         vocab_size=max(vocabulary.values()) + 1,
         eot=token,
         eot_id=vocabulary[token],
+        special_tokens=special_tokens,
         source=source,
         key=key,
     )
 
 
 def load(raw: bytes, source: str) -> Tokenizer:
-    """A tokenizer from untrusted bytes. Special strings inside a text are ordinary text."""
-    if len(raw) > _MAX_FILE_BYTES:
-        raise _bad(source, f"it is over {_MAX_FILE_BYTES} bytes long")
+    """A tokenizer from untrusted bytes, to look up and to decode. Raises MX030."""
+    if len(raw) > MAX_FILE_BYTES:
+        raise _bad(source, f"it is over {MAX_FILE_BYTES} bytes long")
     try:
         json.loads(raw)
         tokenizer = Tokenizer.from_str(raw.decode())
@@ -85,27 +124,116 @@ def _bad(source: str, reason: str, help: str | None = None) -> MixcError:
     return MixcError("MX030", message, place=Place(source), help=help)
 
 
+@dataclass(frozen=True)
+class Trust:
+    """The engine that encodes, the share of text verified, and (name, version) of engines that
+    proved wrong, whose work is not taken any more.
+    """
+
+    engine: str
+    version: str
+    share: float
+    condemned: tuple[tuple[str, str], ...] = ()
+
+    def accepts(self, engine: dict[str, Any]) -> bool:
+        """Whether a unit that was encoded so may be adopted."""
+        name = engine["name"]
+        if (name, engine["version"]) in self.condemned:
+            return False
+        return bool(name == REFERENCE or engine["share"] >= self.share)
+
+
+class EngineMismatch(Exception):  # noqa: N818 (not an error of the user's)
+    """An engine gave other ids than the reference."""
+
+    def __init__(self, mismatch: Mismatch) -> None:
+        super().__init__(mismatch)
+        self.mismatch = mismatch
+
+
 class Encoder:
-    """Encodes batches of texts, each closed by the end-of-text id."""
+    """Encodes batches of texts, each closed by the end-of-text id, and verifies a sample."""
 
-    def __init__(self, file: TokenizerFile) -> None:
-        # One worker is one process: threads of the engine would fight over its core.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        self._tokenizer = load(file.json, file.source)
-        self.eot_id, self._vocab_size = file.eot_id, file.vocab_size
+    def __init__(self, file: TokenizerFile, trust: Trust) -> None:
+        self._file, self._trust = file, trust
+        self._engine = file.engine(trust.engine)
+        self._sampler: Sampler | None = None
+        self._counts, self._gave_up = [0, 0], 0
+        self.eot_id = file.eot_id
         self.dtype = token_dtype(file.vocab_size)
+        # `encode` is the user's own wish: then a text may hold the end-of-text id.
+        self.refuses_eot = file.mode == "text"
+        strict = file.special_tokens == "error" and file.specials
+        self.forbidden = re.compile("|".join(map(re.escape, file.specials))) if strict else None
 
-    def encode(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Tokens of all texts end to end, and the length of each. Raises MX031."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        ids = [encoding.ids for encoding in encodings]
-        lengths = np.fromiter((len(one) + 1 for one in ids), np.int64, len(ids))
-        ends = np.cumsum(lengths)
-        flat = np.empty(int(ends[-1]) if len(ids) else 0, np.int64)
-        flat[ends - 1] = self.eot_id
-        for one, end, length in zip(ids, ends, lengths, strict=True):
-            flat[end - length : end - 1] = one
+    @cached_property
+    def _reference(self) -> Engine:
+        return self._file.engine(REFERENCE)
+
+    def begin(self) -> None:
+        """Begin a unit: what is verified of it depends on the unit alone."""
+        self._counts, self._gave_up = [0, 0], 0
+        if self._trust.engine != REFERENCE and self._trust.share > 0:
+            file = self._file
+            self._sampler = Sampler(self._trust.share, file.normalizes, file.specials)
+
+    def verified(self) -> dict[str, Any]:
+        """What encoded since `begin`, and how much was compared with the reference."""
+        documents, size = self._counts
+        return {
+            "name": self._engine.name,
+            "version": self._engine.version,
+            "share": self._trust.share,
+            "verified_documents": documents,
+            "verified_bytes": size,
+            "gave_up": self._gave_up,
+        }
+
+    def encode(
+        self, texts: list[str], doc_id: NDArray[np.uint64], n_bytes: NDArray[np.uint32]
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Tokens of all texts end to end, and the length of each.
+
+        Raises MX031 for an id out of range, EngineMismatch if the reference disagrees.
+        """
+        ids, counts = self._ids(texts)
         # numpy wraps silently where an id does not fit.
-        if len(flat) and not 0 <= int(flat.min()) <= int(flat.max()) < self._vocab_size:
-            raise MixcError("MX031", f"the tokenizer gave the id {int(flat.max())}")
-        return flat.astype(self.dtype), lengths
+        if len(ids) and int(ids.max()) >= self._file.vocab_size:
+            raise MixcError("MX031", f"the tokenizer gave the id {int(ids.max())}")
+        if self._sampler is not None:
+            stops = np.cumsum(counts)
+            for i in self._sampler.choose(texts, doc_id, n_bytes).tolist():
+                got = ids[stops[i] - counts[i] : stops[i]]
+                self._verify(texts[i], got, int(doc_id[i]), int(n_bytes[i]))
+        ends = np.cumsum(counts + 1)
+        flat = np.empty(int(ends[-1]) if len(ends) else 0, self.dtype)
+        inside = np.ones(len(flat), np.bool_)
+        inside[ends - 1] = False
+        flat[inside] = ids
+        flat[ends - 1] = self.eot_id
+        return flat, counts + 1
+
+    def _ids(self, texts: list[str]) -> Encoded:
+        """Ids by the engine; by the reference, and counted, where the engine gives up."""
+        try:
+            return self._engine.encode(texts)
+        except Failed as failed:
+            if self._trust.engine == REFERENCE:
+                message = f"the tokenizer gave up on a text: {failed}"
+                raise MixcError("MX030", message) from failed
+        self._gave_up += len(texts)
+        return self._reference.encode(texts)
+
+    def _verify(self, text: str, got: NDArray[np.uint32], doc_id: int, size: int) -> None:
+        """Compare a document, or a stretch of a long one, with the reference."""
+        if size > LONG_BYTES and self._trust.share < 1:
+            text = stretch(text, doc_id)
+            mismatch = compare(self._engine, self._reference, [text])
+            size = len(text.encode())
+        else:
+            encoded = got, np.array([len(got)])
+            mismatch = compare(self._engine, self._reference, [text], encoded)
+        if mismatch is not None:
+            raise EngineMismatch(mismatch)
+        self._counts[0] += 1
+        self._counts[1] += size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -10,26 +11,23 @@ from typing import Any
 
 from mixc import progress
 from mixc.engine import local
+from mixc.engine.local import Chain
 from mixc.errors import MixcError
 from mixc.recipe import Recipe
 from mixc.store import commit
 from mixc.store.hashes import check_file, key_of
 from mixc.store.shard import token_dtype
 from mixc.store.store import MANIFEST, Store, Unit, open_store
-from mixc.tokenize.assemble import gather_domain, options_key, write_tree
-from mixc.tokenize.encoder import TokenizerFile
+from mixc.tokenize.assemble import gather_source, options_key, write_tree
+from mixc.tokenize.encoder import EngineMismatch, TokenizerFile, Trust
 from mixc.tokenize.estimate import estimate
 from mixc.tokenize.inputs import Input, find, hashed
+from mixc.tokenize.reading import head
+from mixc.tokenize.rules import rules_of
 from mixc.tokenize.tokenizer import obtain, stored_tokenizer, tokenizer_key
-from mixc.tokenize.unit import (
-    ALGORITHM,
-    UnitTask,
-    make_worker,
-    plan_units,
-    read_options,
-    stage_unit,
-    tokenize_unit,
-)
+from mixc.tokenize.unit import UnitTask, check_yield, make_worker, stage_unit, tokenize_unit
+from mixc.tokenize.units import ALGORITHM, PART_BYTES, plan_units
+from mixc.tokenize.verdicts import choose, condemn, head_bytes, say_condemned
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,10 @@ def plan(recipe: Recipe) -> TokenizePlan:
     key = key_of(
         {
             "algorithm": ALGORITHM,
-            "inputs": [[item.domain, item.name, item.reader, item.xxh3] for item in inputs],
+            "inputs": [[item.domain, item.name, item.reader, item.digest] for item in inputs],
             "tokenizer": tokenizer,
             "options": options_key(recipe),
+            "engine": [recipe.tokenizer.engine, recipe.tokenizer.verify],
         }
     )
     old = _opened(root)
@@ -85,20 +84,51 @@ def tokenize(recipe: Recipe, *, workers: int) -> Store:
             return todo.old
         file = stored_tokenizer(todo.old, todo.tokenizer_key)
         file = file or obtain(recipe, todo.inputs, todo.tokenizer_key)
-        tasks = _tasks(recipe, todo.inputs, file)
-        if todo.old is not None:
-            _stage_known(todo.old, tasks, staging)
-        units = _tokenized(tasks, file, staging, workers)
+        sources = _tokenized(recipe, todo, file, staging, workers)
         tree = staging / "tree"
         commit.remove(tree)
-        staged = {
-            name: gather_domain(staging, tree, list(mine), units[name])
-            for name, mine in groupby(tasks, key=attrgetter("domain"))
+        gathered = {
+            name: gather_source(staging, tree, name, done) for name, done in sources.items()
         }
-        write_tree(recipe, todo.key, file, staged, tree)
+        write_tree(recipe, todo.key, file, gathered, tree)
         commit.publish_tree(tree, root)
         commit.remove(staging)
     return open_store(root)
+
+
+def _tokenized(
+    recipe: Recipe, todo: TokenizePlan, file: TokenizerFile, staging: Path, workers: int
+) -> dict[str, list[tuple[UnitTask, Unit]]]:
+    """Every unit by the recipe's domain, encoded by an engine that nothing speaks against."""
+    verdicts = staging.with_name("engines")
+    while True:
+        trust = _trusted(recipe, todo.inputs, file, verdicts)
+        run = _Run(recipe, todo, file, trust, staging)
+        try:
+            return run.units(workers)
+        except EngineMismatch as found:
+            path = condemn(verdicts, file, found.mismatch)
+            say_condemned(found.mismatch, path)
+
+
+def _trusted(recipe: Recipe, inputs: Sequence[Input], file: TokenizerFile, verdicts: Path) -> Trust:
+    """The engine to encode with, tried on the first text of every domain."""
+    firsts = {item.domain: item for item in reversed(inputs)}
+    sizes = {name: sum(i.bytes for i in inputs if i.domain == name) for name in firsts}
+
+    def heads() -> list[str]:
+        found: list[str] = []
+        for name, item in sorted(firsts.items()):
+            found += head(item, rules_of(recipe.domains[name]), head_bytes(sizes[name]))
+        return found
+
+    key = key_of(
+        [
+            [item.digest, head_bytes(sizes[name]), rules_of(recipe.domains[name]).as_key()]
+            for name, item in sorted(firsts.items())
+        ]
+    )
+    return choose(recipe.tokenizer, file, heads, key, verdicts)
 
 
 def estimate_plan(recipe: Recipe, todo: TokenizePlan, *, workers: int) -> dict[str, Any]:
@@ -117,51 +147,84 @@ def estimate_plan(recipe: Recipe, todo: TokenizePlan, *, workers: int) -> dict[s
     }
 
 
-def _tasks(recipe: Recipe, inputs: tuple[Input, ...], file: TokenizerFile) -> list[UnitTask]:
-    """The units of all domains, sorted by domain as the inputs are."""
-    tasks: list[UnitTask] = []
-    for name, mine in groupby(inputs, key=attrgetter("domain")):
-        domain = recipe.domains[name]
-        tasks += plan_units(
-            list(mine),
-            read_options(domain),
-            skip_bad=domain.on_bad_record == "skip",
-            tokenizer=file,
-        )
-    return tasks
+@dataclass(frozen=True)
+class _Run:
+    """One attempt at all units with one engine."""
+
+    recipe: Recipe
+    todo: TokenizePlan
+    file: TokenizerFile
+    trust: Trust
+    staging: Path
+
+    def units(self, workers: int) -> dict[str, list[tuple[UnitTask, Unit]]]:
+        """Every task with its unit: tokenized now, or adopted from staging or the old store."""
+        chains, domains = self._chains()
+        done: list[list[tuple[UnitTask, Unit]]] = [[] for _ in chains]
+        total = sum(item.bytes for item in self.todo.inputs)
+        with progress.task("tokenize", total, "B") as bar:
+            for number, n, unit in local.run_chains(
+                tokenize_unit,
+                chains,
+                ended=attrgetter("ended"),
+                setup=make_worker,
+                arguments=(self.file, self.trust, self.staging),
+                workers=min(workers, _useful_workers(chains)),
+                report=bar.advance,
+            ):
+                done[number].append((chains[number].task(n), unit))
+                if unit.ended and n:
+                    self._check_whole(done[number])
+        sources: dict[str, list[tuple[UnitTask, Unit]]] = {name: [] for name in domains}
+        for name, mine in zip(domains, done, strict=True):
+            sources[name] += mine
+        return sources
+
+    def _chains(self) -> tuple[list[Chain[UnitTask]], list[str]]:
+        """The chains of all domains, sorted by domain as the inputs are, and the domain of each."""
+        chains: list[Chain[UnitTask]] = []
+        domains: list[str] = []
+        stage_known = self._stage_known()
+        for name, mine in groupby(self.todo.inputs, key=attrgetter("domain")):
+            domain = self.recipe.domains[name]
+            chains += plan_units(
+                list(mine),
+                rules_of(domain),
+                allow_empty=domain.allow_empty_files,
+                tokenizer=self.file,
+                prepare=stage_known,
+            )
+            domains += [name] * (len(chains) - len(domains))
+        return chains, domains
+
+    def _stage_known(self) -> Callable[[UnitTask], None]:
+        """Stage again what the old store holds of a task; it is then adopted by its hashes."""
+        old, staging, trust = self.todo.old, self.staging, self.trust
+        sources = {} if old is None else old.sources
+        known = {(name, unit.key): unit for name, units in sources.items() for unit in units}
+
+        def stage_known(task: UnitTask) -> None:
+            folder = staging / task.folder
+            unit = known.get((task.inputs[0].domain, task.key))
+            if old is None or unit is None or not trust.accepts(unit.engine) or folder.exists():
+                return
+            for file in unit.files:
+                source = old.root / file.path
+                if source.is_file() and not source.is_symlink():
+                    commit.link(source, folder / source.name)
+            stage_unit(folder, unit)
+
+        return stage_known
+
+    def _check_whole(self, done: list[tuple[UnitTask, Unit]]) -> None:
+        task = done[0][0]
+        item, parts = task.inputs[0], [unit.inputs[0] for _, unit in done]
+        check_yield(item.name, item.domain, parts, task.allow_empty)
 
 
-def _tokenized(
-    tasks: list[UnitTask], file: TokenizerFile, staging: Path, workers: int
-) -> dict[str, list[Unit]]:
-    """Every task's unit, by domain: tokenized now, or adopted from staging."""
-    units: dict[str, list[Unit]] = {task.domain: [] for task in tasks}
-    with progress.task("tokenize", sum(task.bytes for task in tasks), "B") as bar:
-        made = local.run(
-            tokenize_unit,
-            tasks,
-            setup=make_worker,
-            arguments=(file, staging),
-            workers=workers,
-            report=bar.advance,
-        )
-        for task, unit in zip(tasks, made, strict=True):
-            units[task.domain].append(unit)
-    return units
-
-
-def _stage_known(old: Store, tasks: list[UnitTask], staging: Path) -> None:
-    """Stage again what the old store holds of this work; each is then adopted by its hash."""
-    known = {
-        (domain.name, unit.key): unit for domain in old.domains.values() for unit in domain.units
-    }
-    for task in tasks:
-        folder = staging / task.folder
-        unit = known.get((task.domain, task.key))
-        if unit is None or folder.exists():
-            continue
-        for shard in unit.shards:
-            source = old.root / shard.file.path
-            if source.exists():
-                commit.link(source, folder / source.name)
-        stage_unit(folder, unit)
+def _useful_workers(chains: list[Chain[UnitTask]]) -> int:
+    """More workers than this would only start up: text packs to about a third, rarely to less
+    than a tenth.
+    """
+    parts = (1 if chain.length == 1 else 1 + 10 * chain.size // PART_BYTES for chain in chains)
+    return max(1, int(sum(parts)))

@@ -13,24 +13,22 @@ from mixc.recipe import Recipe
 from mixc.store.hashes import key_of
 from mixc.store.store import TOKENIZER, Store
 from mixc.tokenize import encoder, train
-from mixc.tokenize.assemble import file_hash
+from mixc.tokenize.assemble import file_hash, tokenizer_options
 from mixc.tokenize.encoder import TokenizerFile
 from mixc.tokenize.inputs import Input
-from mixc.tokenize.unit import ALGORITHM, read_options
+from mixc.tokenize.rules import rules_of
+from mixc.tokenize.units import ALGORITHM
 
 
 def tokenizer_key(recipe: Recipe, inputs: Sequence[Input]) -> str:
     """The key of everything that the tokenizer depends on. Raises MX030."""
     options = recipe.tokenizer
-    data: dict[str, Any] = {"algorithm": ALGORITHM, **recipe.canonical()["tokenizer"]}
+    data: dict[str, Any] = {"algorithm": ALGORITHM, **tokenizer_options(recipe)}
     if options.path is not None:
         data["file"] = file_hash(recipe, options.path)
     elif options.train is not None:
-        data["inputs"] = [[item.domain, item.reader, item.xxh3] for item in inputs]
-        data["read"] = {
-            name: [domain.text, domain.max_document_bytes]
-            for name, domain in recipe.domains.items()
-        }
+        data["inputs"] = [[item.domain, item.reader, item.digest] for item in inputs]
+        data["rules"] = {name: rules_of(one).as_key() for name, one in recipe.domains.items()}
     return key_of(data)
 
 
@@ -45,13 +43,16 @@ def stored_tokenizer(store: Store | None, key: str) -> TokenizerFile | None:
         return None
     if sha256(raw).hexdigest() != known["sha256"]:
         return None
-    return encoder.describe(raw, eot=known["eot"], source=known["source"], key=key)
+    same = {name: known[name] for name in ("eot", "special_tokens", "source")}
+    return encoder.describe(raw, key=key, **same)
 
 
 def obtain(recipe: Recipe, inputs: Sequence[Input], key: str) -> TokenizerFile:
     """Load or train the recipe's tokenizer. Raises MX030."""
     options = recipe.tokenizer
-    describe = partial(encoder.describe, eot=options.eot, key=key)
+    describe = partial(
+        encoder.describe, eot=options.eot, special_tokens=options.special_tokens, key=key
+    )
     if options.path is not None:
         return describe(recipe.resolve(options.path).read_bytes(), source=options.path)
     if options.hub is not None:
@@ -59,7 +60,7 @@ def obtain(recipe: Recipe, inputs: Sequence[Input], key: str) -> TokenizerFile:
     assert options.train is not None
     raw = train.train(
         inputs,
-        {name: read_options(domain) for name, domain in recipe.domains.items()},
+        {name: rules_of(domain) for name, domain in recipe.domains.items()},
         vocab_size=options.train.vocab_size,
         sample_bytes=options.train.sample_bytes,
     )

@@ -6,16 +6,16 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from mixc import progress
-from mixc.readers.records import ReadOptions, Record, Source
-from mixc.registry import READERS
 from mixc.tokenize.inputs import Input
+from mixc.tokenize.reading import head
+from mixc.tokenize.rules import Rules
 
 EOT = "<|endoftext|>"
 
 
 def train(
     inputs: Sequence[Input],
-    options: Mapping[str, ReadOptions],
+    rules: Mapping[str, Rules],
     *,
     vocab_size: int,
     sample_bytes: int,
@@ -38,7 +38,7 @@ def train(
         show_progress=False,
     )
     with progress.task("train tokenizer", sample_bytes, "B") as task:
-        texts = _sample(inputs, options, sample_bytes)
+        texts = _sample(inputs, rules, sample_bytes)
         tokenizer.train_from_iterator(_counted(texts, task), trainer)
     return tokenizer.to_str(pretty=False).encode()
 
@@ -50,24 +50,11 @@ def _counted(texts: Iterator[str], task: progress.Task) -> Iterator[str]:
 
 
 def _sample(
-    inputs: Sequence[Input], options: Mapping[str, ReadOptions], sample_bytes: int
+    inputs: Sequence[Input], rules: Mapping[str, Rules], sample_bytes: int
 ) -> Iterator[str]:
     sizes: dict[str, int] = {}
     for item in inputs:
         sizes[item.domain] = sizes.get(item.domain, 0) + item.bytes
     for item in inputs:
         share = item.bytes / max(sizes[item.domain], 1) / len(sizes)
-        yield from _head(item, options[item.domain], round(share * sample_bytes))
-
-
-def _head(item: Input, options: ReadOptions, budget: int) -> Iterator[str]:
-    """The texts at a file's start, up to `budget` bytes."""
-    records = READERS[item.reader].load().read(Source(item.path, item.name), options)
-    for record in records:
-        if budget <= 0:
-            return
-        if isinstance(record, Record):
-            # Lone surrogates are for the tokenizing run to report, not for this sample.
-            text = record.text.encode(errors="replace")[:budget]
-            budget -= len(text)
-            yield text.decode(errors="ignore")
+        yield from head(item, rules[item.domain], round(share * sample_bytes))

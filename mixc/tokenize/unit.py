@@ -1,295 +1,205 @@
-"""The work of one unit: a few input files of a domain, read, encoded and staged as shards."""
+"""The work of one unit: input files of a domain, or a part of one, encoded and staged as shards."""
 
 from __future__ import annotations
 
-from collections import Counter
+import resource
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from mixc.engine.local import Report
 from mixc.errors import MixcError, Place
-from mixc.readers.records import BadRecord, ReadOptions, Record, Source
-from mixc.recipe import Domain
-from mixc.registry import READERS
+from mixc.readers.records import BadRecord
 from mixc.store import commit
-from mixc.store.hashes import check_file, hash_file, key_of, seal, unseal
-from mixc.store.shard import Documents, ShardRecord, write_shard
+from mixc.store.columns import strings
+from mixc.store.hashes import check_file, seal, unseal
+from mixc.store.shard import Documents
 from mixc.store.store import Unit
-from mixc.tokenize.encoder import Encoder, TokenizerFile
+from mixc.tokenize.encoder import Encoder, TokenizerFile, Trust
 from mixc.tokenize.inputs import Input
+from mixc.tokenize.reading import Reading
+from mixc.tokenize.rules import Counts, Rules, Text, select
+from mixc.tokenize.staged import Quarantine, Shards
 
-ALGORITHM = 1  # a change of what shards hold, from the same inputs and options, raises it
-SHARD_BYTES = 256 << 20
 _BATCH_BYTES = 1 << 20
 _SPELLED = "the text spells the end-of-text token, as this tokenizer reads it"
-_UNIT_SCHEMA = "mixc.unit/1"
-_LARGE_BYTES, _BUNDLE_BYTES, _BUNDLE_FILES = 4 << 20, 64 << 20, 64
+_SPECIAL = "the text spells a special token, which special_tokens: error forbids"
+_UNIT_SCHEMA = "mixc.unit/2"
 
 
 @dataclass(frozen=True)
 class UnitTask:
-    """Input files of one domain that are tokenized together."""
+    """A unit to be made. `part`: the stretch of its one file; None: all of its files whole."""
 
     key: str
     folder: str
     inputs: tuple[Input, ...]
-    options: ReadOptions
-    skip_bad: bool
-
-    @property
-    def domain(self) -> str:
-        """The domain that the files belong to."""
-        return self.inputs[0].domain
+    rules: Rules
+    part: tuple[int, int] | None
+    allow_empty: bool
 
     @property
     def bytes(self) -> int:
         """Bytes of the input files."""
         return sum(item.bytes for item in self.inputs)
 
+    @property
+    def first(self) -> bool:
+        """Whether nothing of its files comes before it."""
+        return self.part is None or self.part[0] == 0
 
-@dataclass(frozen=True)
+
+@dataclass
 class Worker:
-    """What a worker process holds: the encoder, and where to stage."""
+    """What a worker process holds: the encoder, where to stage, and the file it is at."""
 
     encoder: Encoder
     staging: Path
+    trust: Trust
+    reading: Reading | None = None
+
+    def open(self, task: UnitTask) -> Reading:
+        """The file of a part, read on from where this worker is, if it can be."""
+        (item,), start = task.inputs, task.part[0] if task.part else 0
+        if self.reading is None or not self.reading.serves(item, task.rules.read, start):
+            self.reading = Reading(item, task.rules.read)
+        return self.reading
 
 
-def make_worker(file: TokenizerFile, staging: Path) -> Worker:
+def make_worker(file: TokenizerFile, trust: Trust, staging: Path) -> Worker:
     """Set a worker up."""
-    return Worker(Encoder(file), staging)
-
-
-def read_options(domain: Domain) -> ReadOptions:
-    """How a domain of a recipe is read."""
-    return ReadOptions(domain.text, domain.max_document_bytes)
-
-
-def plan_units(
-    inputs: list[Input], options: ReadOptions, *, skip_bad: bool, tokenizer: TokenizerFile
-) -> list[UnitTask]:
-    """Cut one domain's files into units: a large file alone, neighbouring small ones together."""
-    tasks: list[UnitTask] = []
-    twins: Counter[str] = Counter()
-    for bundle in _bundles(inputs):
-        key = _key(bundle, options, skip_bad, tokenizer)
-        # Two units of equal bytes stage apart, so that two workers never share a folder.
-        twin, twins[key] = twins[key], twins[key] + 1
-        folder = f"{bundle[0].domain}.{twin}.{key}"
-        tasks.append(UnitTask(key, folder, tuple(bundle), options, skip_bad))
-    return tasks
-
-
-def _bundles(inputs: list[Input]) -> list[list[Input]]:
-    """Cuts fall at large files and where a name's hash says so: a file more moves few of them."""
-    bundles: list[list[Input]] = []
-    size, last_large = 0, True
-    for item in inputs:
-        large = item.bytes >= _LARGE_BYTES
-        marked = xxhash.xxh3_64_intdigest(item.name.encode()) % _BUNDLE_FILES == 0
-        if large or last_large or marked or size + item.bytes > _BUNDLE_BYTES:
-            bundles.append([])
-            size = 0
-        bundles[-1].append(item)
-        size += item.bytes
-        last_large = large
-    return bundles
-
-
-def _key(
-    inputs: list[Input], options: ReadOptions, skip_bad: bool, tokenizer: TokenizerFile
-) -> str:
-    return key_of(
-        {
-            "algorithm": ALGORITHM,
-            "inputs": [[item.reader, Path(item.name).suffix, item.xxh3] for item in inputs],
-            "tokenizer": [tokenizer.sha256, tokenizer.eot_id],
-            "options": [options.text, options.max_bytes, skip_bad, SHARD_BYTES],
-        }
-    )
+    # A unit that is split holds a file open for each of its domains.
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, min(4096, most)), most))
+    return Worker(Encoder(file, trust), staging, trust)
 
 
 def tokenize_unit(worker: Worker, task: UnitTask, report: Report) -> Unit:
     """Stage the shards of a unit, or adopt them if an earlier run staged them whole."""
     folder = worker.staging / task.folder
-    if (unit := _adopt(folder, task)) is not None:
-        report(task.bytes)
+    if (unit := adopt(folder, task, worker.trust)) is not None:
+        report(task.bytes if task.first else 0)
         return unit
-    staged = _Staged(folder)
-    inputs = []
+    work = _Work(worker.encoder, task, Shards(folder), Quarantine(folder), report)
+    worker.encoder.begin()
+    inputs, ended = [], True
     for number, item in enumerate(task.inputs):
-        counts = _tokenize_file(worker.encoder, task, number, item, staged, report)
-        inputs.append({"path": item.name, "bytes": item.bytes, "xxh3": item.xxh3, **counts})
-    staged.flush()
-    unit = Unit(task.key, tuple(inputs), tuple(staged.shards))
+        reading = worker.open(task) if task.part is not None else Reading(item, task.rules.read)
+        counts = _tokenize_file(work, number, reading)
+        inputs.append({"path": item.name, "bytes": item.bytes, "digest": item.digest, **counts})
+        ended = reading.ended
+    if ended:
+        worker.reading = None
+    work.shards.flush()
+    engine = worker.encoder.verified()
+    bad = work.quarantine.write()
+    unit = Unit(task.key, tuple(inputs), tuple(work.shards.written), engine, bad, ended)
     stage_unit(folder, unit)
     return unit
 
 
 def stage_unit(folder: Path, unit: Unit) -> None:
-    """Say that a unit's shards are all staged in `folder`."""
-    under = unit.under("")
-    commit.write_file(folder / "unit.json", seal({"schema": _UNIT_SCHEMA, **under.as_dict()}))
+    """Say that a unit's files are all staged in `folder`."""
+    here = unit.moved(lambda _: "")
+    commit.write_file(folder / "unit.json", seal({"schema": _UNIT_SCHEMA, **here.as_dict()}))
 
 
-def _adopt(folder: Path, task: UnitTask) -> Unit | None:
-    """A unit staged by an earlier run, if its hashes prove it whole."""
+def adopt(folder: Path, task: UnitTask, trust: Trust) -> Unit | None:
+    """A unit staged by an earlier run, if its hashes prove it whole and its engine is trusted."""
     try:
         unit = Unit.from_dict(unseal(folder / "unit.json", _UNIT_SCHEMA))
     except MixcError:
         return None
-    if any(check_file(folder, shard.file, rehash=True) for shard in unit.shards):
+    if not trust.accepts(unit.engine):
+        return None
+    if any(check_file(folder, file, rehash=True) for file in unit.files):
         return None
     # Equal bytes may come from files of other names by now.
     named = zip(unit.inputs, task.inputs, strict=True)
     return replace(unit, inputs=tuple({**old, "path": new.name} for old, new in named))
 
 
-@dataclass
-class _Staged:
-    """Documents on their way to shards."""
+@dataclass(frozen=True)
+class _Work:
+    """A unit in the making."""
 
-    folder: Path
-    shards: list[ShardRecord] = field(default_factory=list)
-    parts: list[Documents] = field(default_factory=list)
-    size: int = 0
-
-    def add(self, part: Documents) -> None:
-        self.parts.append(part)
-        self.size += part.tokens.nbytes
-        if self.size >= SHARD_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        if self.parts:
-            self.shards.append(write_shard(self.folder, _join(self.parts)))
-            self.parts, self.size = [], 0
+    encoder: Encoder
+    task: UnitTask
+    shards: Shards
+    quarantine: Quarantine
+    report: Report
 
 
-def _join(parts: list[Documents]) -> Documents:
-    lengths = np.concatenate([part.lengths for part in parts])
-    return Documents(
-        tokens=np.concatenate([part.tokens for part in parts]),
-        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
-        doc_id=np.concatenate([part.doc_id for part in parts]),
-        source=np.concatenate([part.source for part in parts]),
-        row=np.concatenate([part.row for part in parts]),
-        n_bytes=np.concatenate([part.n_bytes for part in parts]),
+def _tokenize_file(work: _Work, number: int, reading: Reading) -> dict[str, Any]:
+    """Encode a file, or the task's part of it. Returns what became of its records."""
+    task, item, source = work.task, reading.item, reading.source
+    records = reading.whole() if task.part is None else reading.part(*task.part)
+    counts, reported = Counts(), source.consumed
+    try:
+        for batch in _batches(_texts(work, select(records, task.rules, counts), reading, counts)):
+            _encode(work, number, batch, reading, counts)
+            consumed = min(source.consumed, item.bytes)
+            work.report(consumed - reported)
+            reported = consumed
+    except MixcError:
+        reading.check_unchanged(at_end=False)  # half a line, because somebody is writing it?
+        raise
+    if reading.ended:
+        reading.check_unchanged(at_end=True)
+        work.report(item.bytes - reported)
+        if task.first:
+            check_yield(item.name, item.domain, [counts.as_dict()], task.allow_empty)
+    return counts.as_dict()
+
+
+def check_yield(name: str, domain: str, parts: list[dict[str, Any]], allow_empty: bool) -> None:
+    """Raise MX028 if a file gave no document, unless that is allowed."""
+    skipped = [f"{n} skipped as {code}" for one in parts for code, n in one["skipped"].items()]
+    if any(one["documents"] or one["not_selected"] for one in parts):
+        return
+    if allow_empty and not skipped:
+        return
+    raise MixcError(
+        "MX028",
+        f"no document in '{name}' of domain '{domain}'",
+        place=Place(name, detail=", ".join(skipped)),
+        help="check the domain's format and text; "
+        "allow_empty_files: true lets files without records pass",
     )
 
 
-def _tokenize_file(
-    encoder: Encoder, task: UnitTask, number: int, item: Input, staged: _Staged, report: Report
-) -> dict[str, Any]:
-    source = Source(item.path, item.name)
-    skipped: dict[str, int] = {}
-    documents = reported = 0
-    try:
-        for batch in _batches(_texts(source, task, item.reader, skipped)):
-            encoded = _encode(encoder, number, batch)
-            spelled = _spell_eot(encoded, encoder.eot_id)
-            for i in np.flatnonzero(spelled):
-                _refuse(batch[i].bad("MX032", _SPELLED), source, task, skipped)
-            staged.add(encoded.select(np.flatnonzero(~spelled)) if spelled.any() else encoded)
-            documents += len(batch) - int(spelled.sum())
-            report(min(source.consumed, item.bytes) - reported)
-            reported = min(source.consumed, item.bytes)
-    except MixcError:
-        _check_unchanged(item)  # half a line, because somebody is writing it?
-        raise
-    report(item.bytes - reported)
-    _check_unchanged(item)
-    if not documents and (skipped or not task.skip_bad):
-        raise MixcError(
-            "MX028",
-            f"no document in '{item.name}' of domain '{item.domain}'",
-            place=Place(
-                item.name, detail=", ".join(f"{v} skipped as {k}" for k, v in skipped.items())
-            ),
-            help="check the domain's format and text; "
-            "on_bad_record: skip allows files without records",
-        )
-    return {"documents": documents, "skipped": dict(sorted(skipped.items()))}
-
-
-def _check_unchanged(item: Input) -> None:
-    try:
-        unchanged = hash_file(item.path) == item.xxh3
-    except OSError:
-        unchanged = False
-    if not unchanged:
-        raise MixcError(
-            "MX029",
-            "the file changed while it was read",
-            place=Place(item.name),
-            help="run again once nothing writes to it",
-        )
-
-
-@dataclass(frozen=True)
-class _Text:
-    row: int
-    offset: int | None
-    text: str
-    utf8: bytes
-
-    def bad(self, code: str, reason: str) -> BadRecord:
-        return BadRecord(code, reason, self.row, self.offset)
-
-
-def _texts(source: Source, task: UnitTask, reader: str, skipped: dict[str, int]) -> Iterator[_Text]:
-    """The documents of a file; bad records raise, or are counted by their code."""
-    for record in READERS[reader].load().read(source, task.options):
-        found = _check(record, task.options.max_bytes)
-        if isinstance(found, _Text):
-            yield found
+def _texts(
+    work: _Work, found: Iterator[Text | BadRecord], reading: Reading, counts: Counts
+) -> Iterator[Text]:
+    """The documents of a file; bad records raise, or go into quarantine."""
+    forbidden = work.encoder.forbidden
+    for one in found:
+        if isinstance(one, BadRecord):
+            _refuse(work, one, reading, counts)
+        elif forbidden is not None and forbidden.search(one.text):
+            _refuse(work, one.bad("MX032", _SPECIAL), reading, counts)
         else:
-            _refuse(found, source, task, skipped)
+            yield one
 
 
-def _refuse(bad: BadRecord, source: Source, task: UnitTask, skipped: dict[str, int]) -> None:
-    """Count a bad record, or raise it, as the recipe says."""
-    if not task.skip_bad:
-        raise bad.error(source)
-    skipped[bad.code] = skipped.get(bad.code, 0) + 1
+def _refuse(work: _Work, bad: BadRecord, reading: Reading, counts: Counts) -> None:
+    """Count a bad record and put it in quarantine, or raise it, as the recipe says."""
+    if not work.task.rules.skips(bad):
+        raise bad.error(reading.source)
+    counts.skipped[bad.code] = counts.skipped.get(bad.code, 0) + 1
+    work.quarantine.add(reading.item.name, bad)
 
 
-def _check(record: Record | BadRecord, max_bytes: int) -> _Text | BadRecord:
-    if isinstance(record, BadRecord):
-        return record
-    try:
-        utf8 = record.text.encode()
-    except UnicodeEncodeError:
-        return BadRecord("MX022", "a lone surrogate has no UTF-8 form", record.row, record.offset)
-    if not utf8:
-        return BadRecord("MX023", "the document is empty", record.row, record.offset)
-    if len(utf8) > max_bytes:
-        reason = f"the document is {len(utf8)} bytes long, the cap is {max_bytes}"
-        return BadRecord("MX024", reason, record.row, record.offset)
-    return _Text(record.row, record.offset, record.text, utf8)
-
-
-def _spell_eot(documents: Documents, eot_id: int) -> NDArray[np.bool_]:
-    """Which documents hold the end-of-text id before their end, bool[n].
-
-    Models of whole pieces (WordLevel, Unigram) may find it in a text even as ordinary text.
-    """
-    found = np.cumsum(documents.tokens == eot_id)[documents.offsets[1:] - 1]
-    return np.asarray(np.diff(found, prepend=0) != 1)
-
-
-def _batches(texts: Iterator[_Text]) -> Iterator[list[_Text]]:
-    batch: list[_Text] = []
+def _batches(texts: Iterator[Text]) -> Iterator[list[Text]]:
+    batch: list[Text] = []
     size = 0
     for text in texts:
         batch.append(text)
-        size += len(text.utf8)
+        size += text.size
         if size >= _BATCH_BYTES:
             yield batch
             batch, size = [], 0
@@ -297,16 +207,51 @@ def _batches(texts: Iterator[_Text]) -> Iterator[list[_Text]]:
         yield batch
 
 
-def _encode(encoder: Encoder, number: int, batch: list[_Text]) -> Documents:
-    tokens, lengths = encoder.encode([text.text for text in batch])
-    ids: NDArray[np.uint64] = np.array(
-        [xxhash.xxh3_64_intdigest(text.utf8) for text in batch], np.uint64
-    )
+def _encode(work: _Work, number: int, batch: list[Text], reading: Reading, counts: Counts) -> None:
+    """Encode documents and hand them to their shards; what spells the end-of-text is refused."""
+    documents = _documents(work.encoder, number, batch, work.task.rules)
+    if work.encoder.refuses_eot:
+        spelled = _spell_eot(documents, work.encoder.eot_id)
+        if spelled.any():
+            for text, wrong in zip(batch, spelled, strict=True):
+                if wrong:
+                    _refuse(work, text.bad("MX032", _SPELLED), reading, counts)
+            kept = np.flatnonzero(~spelled)
+            batch, documents = [batch[i] for i in kept], documents.select(kept)
+    counts.documents += len(batch)
+    counts.replaced += sum(text.replaced for text in batch)
+    if work.task.rules.split_by is None:
+        work.shards.add("", documents)
+        return
+    numbers: dict[str, list[int]] = {}
+    for i, text in enumerate(batch):
+        numbers.setdefault(text.split, []).append(i)
+    for split, mine in numbers.items():
+        work.shards.add(split, documents.select(np.array(mine, np.int64)))
+
+
+def _spell_eot(documents: Documents, eot_id: int) -> NDArray[np.bool_]:
+    """Which documents hold the end-of-text id before their end, bool[n].
+
+    Models of whole pieces (WordLevel, Unigram) may find it in a text even as ordinary text.
+    """
+    if np.count_nonzero(documents.tokens == eot_id) == len(documents):
+        return np.zeros(len(documents), np.bool_)
+    found = np.cumsum(documents.tokens == eot_id)[documents.offsets[1:] - 1]
+    return np.asarray(np.diff(found, prepend=0) != 1)
+
+
+def _documents(encoder: Encoder, number: int, batch: list[Text], rules: Rules) -> Documents:
+    n = len(batch)
+    doc_id: NDArray[np.uint64] = np.fromiter((text.doc_id for text in batch), np.uint64, n)
+    n_bytes = np.fromiter((text.size for text in batch), np.uint32, n)
+    tokens, lengths = encoder.encode([text.text for text in batch], doc_id, n_bytes)
     return Documents(
         tokens=tokens,
         offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
-        doc_id=ids,
-        source=np.full(len(batch), number, np.uint32),
-        row=np.array([text.row for text in batch], np.uint64),
-        n_bytes=np.array([len(text.utf8) for text in batch], np.uint32),
+        doc_id=doc_id,
+        source=np.full(n, number, np.uint32),
+        row=np.fromiter((text.row for text in batch), np.uint64, n),
+        n_bytes=n_bytes,
+        id=strings([text.id or "" for text in batch]) if rules.id else None,
     )

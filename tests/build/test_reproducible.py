@@ -1,7 +1,10 @@
 """The same recipe gives the same bytes, whoever builds it, wherever, however often it is killed."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 from build_helpers import (
@@ -61,6 +64,42 @@ def test_the_surroundings_change_nothing(tmp_path, expected):
         assert done.returncode == 0, done.stderr
     assert tree_hash(tmp_path / "here/out") == expected
     assert tree_hash(tmp_path / "elsewhere/a b/out") == expected
+
+
+BACKWARDS = """
+import time
+ticks = iter(range(1 << 60, 0, -(1 << 32)))
+def back(scale):
+    return lambda: next(ticks) / scale
+time.time, time.monotonic, time.perf_counter = back(1e9), back(1e9), back(1e9)
+time.time_ns = time.monotonic_ns = time.perf_counter_ns = lambda: next(ticks)
+from mixc.__main__ import main
+main()
+"""
+
+
+def test_a_clock_that_runs_backwards_changes_nothing(tmp_path, expected):
+    """Nor do files from the past and the future."""
+    path = write_corpus(tmp_path, CORPUS, mixture=MIXTURE, holdout=HELD)
+    for number, file in enumerate(sorted(tmp_path.rglob("*.json*"))):
+        os.utime(file, (0, 0) if number % 2 else (1 << 33, 1 << 33))
+    code = f"import mixc.build.plan as p; p._BLOCK_TOKENS = {BLOCK_TOKENS}" + BACKWARDS
+    command = [sys.executable, "-c", code, "run", str(path), "--workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert tree_hash(tmp_path / "out") == expected
+
+
+@pytest.mark.skipif(shutil.which("faketime") is None, reason="faketime is not installed")
+@pytest.mark.parametrize("when", ["1970-01-02", "2038-01-20", "@2026-03-29 01:59:59"])
+def test_the_time_of_day_changes_nothing(tmp_path, expected, when):
+    path = write_corpus(tmp_path, CORPUS, mixture=MIXTURE, holdout=HELD)
+    code = f"import mixc.build.plan as p; p._BLOCK_TOKENS = {BLOCK_TOKENS}; "
+    code += "from mixc.__main__ import main; main()"
+    command = ["faketime", when, sys.executable, "-c", code, "run", str(path), "--workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert tree_hash(tmp_path / "out") == expected
 
 
 # ---- resuming after a kill ----

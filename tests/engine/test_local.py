@@ -1,6 +1,7 @@
 """Tasks on local processes: order, errors, and a display that fails."""
 
 import os
+import resource
 import signal
 import time
 
@@ -22,6 +23,11 @@ def add(offset, task, report):
     report(1.0)
     if task == "wrong":
         raise MixcError("MX020", "not JSON")
+    if task == "leave":
+        os._exit(0)
+    if task == "swell":
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 32, 1 << 32))
+        bytearray(1 << 33)
     if task == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     return offset + task
@@ -55,10 +61,18 @@ def test_an_error_of_the_set_up_is_the_same_with_any_number_of_workers(workers):
     )
 
 
-def test_a_worker_that_dies_is_noticed():
+@pytest.mark.parametrize("how", ["die", "leave"])
+def test_a_worker_that_dies_is_noticed(how):
     with pytest.raises(MixcError) as caught:
-        run([1, "die", 2], 2)
+        run([1, how, 2], 2)
+    assert (caught.value.code, caught.value.message) == ("MX046", "a worker process died")
+
+
+def test_a_worker_that_runs_out_of_memory_says_so():
+    with pytest.raises(MixcError) as caught:
+        run([1, "swell", 2], 2)
     assert caught.value.code == "MX046"
+    assert caught.value.message == "a worker process ran out of memory"
 
 
 def test_a_display_that_fails_stops_nothing():

@@ -4,17 +4,17 @@ import json
 import tracemalloc
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixc.readers import codecs, jsonl
 from mixc.readers.records import BadRecord, ReadOptions, Record, Source
 
 
-def read(folder, data, *, max_bytes=1000, name="a.jsonl"):
+def read(folder, data, *, text="text", max_bytes=1000, name="a.jsonl", **options):
     path = folder / name
     path.write_bytes(data)
-    return list(jsonl.read(Source(path, name), ReadOptions("text", max_bytes)))
+    return list(jsonl.read(Source(path, name), ReadOptions(text, max_bytes, **options)))
 
 
 def good(row, text, offset):
@@ -29,9 +29,9 @@ def good(row, text, offset):
         (b'{"text":"a"}', [good(0, "a", 0)]),  # no newline at the end
         (b'{"text":"a"}\n{"text":"b"}\n', [good(0, "a", 0), good(1, "b", 13)]),
         (b'{"text":"a"}\r\n{"text":"b"}\r\n', [good(0, "a", 0), good(1, "b", 14)]),
-        (b'{"text":"a"}\n\n \t\r\n{"text":"b"}', [good(0, "a", 0), good(1, "b", 18)]),
+        (b'{"text":"a"}\n\n \t\r\n{"text":"b"}', [good(0, "a", 0), good(3, "b", 18)]),
         (b'\xef\xbb\xbf{"text":"a"}\n', [good(0, "a", 0)]),
-        (b'\xef\xbb\xbf\n{"text":"a"}\n', [good(0, "a", 4)]),
+        (b'\xef\xbb\xbf\n{"text":"a"}\n', [good(1, "a", 4)]),
         ('{"text":"a\u2028b\x85"}\n'.encode(), [good(0, "a\u2028b\x85", 0)]),  # no ends of lines
         (b'{"text":"\\u0000\\ud83d\\ude42"}\n', [good(0, "\0🙂", 0)]),
         (b'{"text":"a","text":"b"}', [good(0, "b", 0)]),  # as Python's json
@@ -74,10 +74,11 @@ def test_bad_lines_are_named_and_cost_no_other(tmp_path, line, code, reason):
     assert after == good(2, "after", 18 + len(line) + 1)
 
     (bad,) = read(tmp_path, line.removeprefix(b"\xef\xbb\xbf") if code != "MX020" else b"\n" + line)
-    assert (bad.code, bad.row) == (code, 0)
+    assert (bad.code, bad.row) == (code, int(code == "MX020"))
+    assert bad.excerpt == line.removeprefix(b"\xef\xbb\xbf" if not bad.row else b"")[:200]
     assert reason in bad.reason
     error = bad.error(Source(tmp_path, "web/a.jsonl"))
-    assert str(error.place) == f"web/a.jsonl (record 0, byte {bad.offset})"
+    assert str(error.place) == f"web/a.jsonl (record {bad.row}, byte {bad.position})"
     assert "on_bad_record: skip" in error.help
 
 
@@ -94,7 +95,7 @@ def test_a_line_over_the_cap_is_passed_over_without_holding_it(tmp_path, monkeyp
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    bad = BadRecord("MX024", f"a line is over {longest} bytes long", 1, 13)
+    bad = BadRecord("MX024", f"a line is over {longest} bytes long", 1, 13, data[13:213])
     assert found == [good(0, "a", 0), bad, good(2, "b", len(data) - 13)]
     assert peak < 8 * longest
 
@@ -123,6 +124,7 @@ def test_the_cap_counts_the_line_to_the_byte(tmp_path, end):
     block=st.integers(1, 40),
     ascii_only=st.booleans(),
 )
+@settings(deadline=None)
 def test_any_block_size_gives_the_same_records(tmp_path_factory, texts, blank, block, ascii_only):
     """Lines span the borders of blocks in every way."""
     texts = [t.encode("utf-8", "replace").decode() for t in texts]
@@ -132,5 +134,61 @@ def test_any_block_size_gives_the_same_records(tmp_path_factory, texts, blank, b
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codecs, "BLOCK", block)
         found = read(tmp_path_factory.mktemp("blocks"), data)
-    assert [(one.row, one.text) for one in found] == list(enumerate(texts))
-    assert all(data[one.offset :].lstrip().startswith(b'{"text": ') for one in found)
+    assert [one.text for one in found] == texts
+    assert all(data[one.position :].lstrip().startswith(b'{"text": ') for one in found)
+    assert all(data[: one.position].count(b"\n") == one.row for one in found)
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (b'"\\ud800"', "\ufffd"),
+        (b'"\\uDC00\\ud83d\\ude42\\ud83d"', "\ufffd🙂\ufffd"),
+        (b'"\\ud83d\\ud83d\\ude42"', "\ufffd🙂"),
+        (b'"\\\\ud800 \\ud800"', "\\ud800 \ufffd"),  # the first is a backslash, and no escape
+        (b'"\\\\\\ud800"', "\\\ufffd"),
+        (b'"\xff\\ud800\xed\xa0\x80"', "\ufffd\ufffd\ufffd\ufffd\ufffd"),
+    ],
+)
+def test_lone_surrogates_are_replaced_on_demand(tmp_path, line, text):
+    data = b'{"text":"a"}\n{"text":' + line + b"}\n{}"
+    first, second, third = read(tmp_path, data, replace_invalid=True)
+    assert first == good(0, "a", 0)
+    assert second == Record(1, text, 13, replaced=True)
+    assert third.code == "MX021"
+    assert read(tmp_path, data)[1].code == "MX022"
+
+
+def test_what_is_not_json_is_not_mended(tmp_path):
+    (bad,) = read(tmp_path, b'{"text":"\xff"', replace_invalid=True)
+    assert (bad.code, bad.excerpt) == ("MX020", b'{"text":"\xff"')
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(b"1e999", "1e999"), (b"-0.50", "-0.50"), (b" 12345678901234567890 ", "12345678901234567890")],
+)
+def test_numbers_of_fields_are_as_they_are_written(tmp_path, value, text):
+    (one,) = read(tmp_path, b'{"n":' + value + b',"text":"a"}', fields=("n",))
+    assert one.fields == (text,)
+
+
+def test_names_that_lead_into_each_other(tmp_path):
+    data = b'{"a":{"b":"inner","c":{"d":1}}}\n{"a":"outer"}\n{"a":null}\n{}'
+    found = read(tmp_path, data, text="a.b", fields=("a.b", "a.b.c", "a.c.d", "a.c.d.e", "x"))
+    assert found[0].fields == ("inner", None, "1", None, None)
+    assert [one.code for one in found[1:]] == ["MX021"] * 3
+    found = read(tmp_path, data, text="a", fields=("a.b",))
+    assert [getattr(one, "fields", None) for one in found] == [None, (None,), None, None]
+    found = read(tmp_path, data, text="a.b", fields=("a",))
+    assert [one.code for one in found] == ["MX021"] * 4
+
+
+@given(data=st.binary(max_size=80) | st.text('{}[]",:\n\\ud8text1', max_size=60).map(str.encode))
+@settings(deadline=None, max_examples=300)
+def test_any_bytes_give_records(tmp_path_factory, data):
+    for replace in (False, True):
+        found = read(
+            tmp_path_factory.mktemp("any"), data, replace_invalid=replace, fields=("x", "text.y")
+        )
+        assert all(type(one) in (Record, BadRecord) for one in found)

@@ -4,9 +4,9 @@ from build_helpers import every_held_id, make_store, random_corpus, training_doc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import mixc.tokenize.unit as unit_module
 from mixc.rng import Stream
 from mixc.rows.stream import DomainStream, targets
+from mixc.tokenize import units
 
 # Domains by (documents, mean length): documents far shorter and far longer than a row, epochs
 # shorter than a row, a single document.
@@ -17,7 +17,7 @@ SHAPES = {"short": (40, 2), "long": (7, 90), "mixed": (25, 12), "few": (3, 1), "
 def store(tmp_path_factory):
     """Every domain in three units of work, so that its documents lie in up to three shards."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unit_module, "_BUNDLE_FILES", 1)
+        patch.setattr(units, "_BUNDLE_FILES", 1)
         corpus = random_corpus(1, {name: size for name, size in SHAPES.items() if size[0] >= 3})
         corpus |= {"short": corpus["short"] + corpus["short"][:4]}  # some texts twice
         store = make_store(tmp_path_factory.mktemp("store"), corpus, files=3)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import texts, word_tokenizer_json, write_recipe
+from helpers import texts, word_tokenizer_json, write_jsonl, write_recipe
 
 from mixc import pipeline
 from mixc.errors import MixcError
@@ -232,6 +232,54 @@ def test_removing(tmp_path):
     assert (tmp_path / "keep" / keep.path).exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["", "store", "store/staging", "store/staging/tree", "store/engines/x.json"]
+)
+def test_a_link_in_the_control_folder_leads_nothing_outside(tmp_path, name):
+    path = write_recipe(tmp_path, {"web": texts(1, 20)})
+    outside = tmp_path / "outside"
+    make_tree(outside / "staging/tree", b"precious")
+    make_tree(outside / "store/staging/tree", b"precious")
+    make_tree(outside / "tree", b"precious")
+    before = tree(outside)
+    link = tmp_path / "out" / ".mixc" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside / "tree/manifest.json" if name.endswith(".json") else outside)
+    with pytest.raises(MixcError, match="a link stands where mixc keeps") as caught:
+        tokenize(load(path), workers=1)
+    assert (caught.value.code, caught.value.place.file) == ("MX043", str(link))
+    assert tree(outside) == before
+    assert not (tmp_path / "out/store").exists()
+    link.unlink()
+    assert verify(tokenize(load(path), workers=1).root).documents == 20
+
+
+def test_an_output_that_is_a_link_is_replaced_and_what_it_leads_to_is_left(tmp_path):
+    path = write_recipe(tmp_path, {"web": texts(1, 20)})
+    store = tokenize(load(path, ["workdir=elsewhere"]), workers=1)
+    before = tree(store.root)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/store").symlink_to(store.root)
+    tokenize(load(path, ["holdout.fraction=0.3"]), workers=1)
+    assert not (tmp_path / "out/store").is_symlink()
+    assert tree(store.root) == before
+    assert verify(tmp_path / "out/store").documents == 20
+
+
+def test_a_shard_that_is_a_link_is_encoded_again(tmp_path):
+    """A link must not pass from store to store: what it leads to is not ours to keep."""
+    path = write_recipe(tmp_path, {"web": texts(1, 20)})
+    store = tokenize(load(path), workers=1)
+    (shard,) = store.root.glob("web/*.arrow")
+    shard.rename(tmp_path / "moved.arrow")
+    shard.symlink_to(tmp_path / "moved.arrow")
+    assert verify(store.root).documents == 20
+    tokenize(load(path, ["holdout.fraction=0.3"]), workers=1)
+    (shard,) = store.root.glob("web/*.arrow")
+    assert not shard.is_symlink()
+    assert verify(store.root).documents == 20
+
+
 # The lock
 
 HOLD = """
@@ -351,14 +399,19 @@ def test_a_limit_of_the_system_on_file_sizes(tmp_path):
 # Damage
 
 
+def with_a_bad_record(folder, **others):
+    """A recipe of two documents and a bad record, which goes into quarantine, and of others."""
+    write_jsonl(folder / "a.jsonl", ["first", "", "second"])
+    return write_recipe(folder, {"a": {"paths": ["a.jsonl"], "on_bad_record": "skip"}, **others})
+
+
 def test_every_flipped_byte_of_a_store_is_found_and_named(tmp_path):
     """Exhaustive: each byte of every file, one bit of it."""
     (tmp_path / "tokenizer.json").write_bytes(word_tokenizer_json(["?", "first"]))
-    path = write_recipe(tmp_path, {"a": ["first", "second"], "b": ["third"]})
-    root = tokenize(load(path), workers=1).root
+    root = tokenize(load(with_a_bad_record(tmp_path, b=["third"])), workers=1).root
     files = sorted(p for p in root.rglob("*") if p.is_file())
-    assert len(files) == 5
-    assert verify(root).files == 4
+    assert len(files) == 6
+    assert verify(root).files == 5
     for file in files:
         whole = file.read_bytes()
         for position in range(len(whole)):
@@ -374,8 +427,8 @@ def test_every_flipped_byte_of_a_store_is_found_and_named(tmp_path):
 
 
 def test_cut_and_missing_files_are_found_and_named(tmp_path):
-    path = write_recipe(tmp_path, {"a": ["first", "second"]})
-    root = tokenize(load(path), workers=1).root
+    root = tokenize(load(with_a_bad_record(tmp_path)), workers=1).root
+    assert any(root.glob("a/*.bad.jsonl"))
     for file in sorted(p for p in root.rglob("*") if p.is_file()):
         whole = file.read_bytes()
         for length in [None, *range(0, len(whole), 1 if len(whole) < 3000 else 97)]:

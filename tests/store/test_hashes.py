@@ -101,7 +101,7 @@ def test_a_manifest_may_not_name_files_outside_its_folder(tmp_path, name, small_
         if change == "file":
             manifest["files"][0]["path"] = name
         else:
-            manifest["domains"]["web"]["units"][0]["shards"][0]["path"] = name
+            manifest["sources"]["web"][0]["shards"][0]["path"] = name
         (tmp_path / MANIFEST).write_bytes(seal(manifest))
         assert unseal(tmp_path / MANIFEST, SCHEMA) == manifest
         with pytest.raises(MixcError) as caught:

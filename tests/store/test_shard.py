@@ -1,4 +1,7 @@
+import json
+import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -7,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixc.errors import MixcError
+from mixc.rows.stream import DomainStream
 from mixc.store import commit
 from mixc.store.hashes import hash_file
-from mixc.store.shard import Documents, open_shard, token_dtype, write_shard
+from mixc.store.shard import Documents, ShardRecord, open_shard, token_dtype, write_shard
 
 
 def make(lengths, dtype=np.uint16):
@@ -173,3 +177,85 @@ def test_an_arrow_file_of_other_columns_is_no_shard(written, columns):
         writer.write_table(table)
     same_size = replace(record, file=replace(record.file, bytes=path.stat().st_size))
     assert damage(path, same_size).startswith("the shard is damaged: ")
+
+
+# Counts that 32 bits do not hold
+
+LENGTHS = [3, (1 << 31) + 11, 5, 1 << 20]
+TOTAL = sum(LENGTHS)
+SHARDS = 3
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A shard of more than 2^31 tokens, all 0 but for the last of each document: a sparse file."""
+    folder = tmp_path_factory.mktemp("large")
+    small = make([1] * len(LENGTHS))
+    documents = replace(
+        small, tokens=small.tokens[:0], offsets=np.cumsum([0, *LENGTHS], dtype=np.int64)
+    )
+
+    class Hole(commit.Spool):
+        def pieces(self):
+            raise AssertionError("the tokens are left out")
+
+    def leave_out(self, data):
+        if getattr(data, "address", None) != self._address:
+            return self._file.write(data)
+        os.lseek(self._file._descriptor, self._spool.size, os.SEEK_CUR)
+        self._file.size += self._spool.size
+        return self._spool.size
+
+    spool = Hole(folder)
+    spool.size = 2 * TOTAL
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commit._Spliced, "write", leave_out)
+        record = write_shard(folder, documents, spool)
+    spool.close()
+    path = folder / record.file.path
+    if path.stat().st_blocks * 512 > 1 << 24:
+        path.unlink()
+        pytest.skip("the filesystem has no sparse files")
+    with path.open("r+b") as file:
+        for number, end in enumerate(documents.offsets[1:].tolist()):
+            file.seek(record.values_offset + 2 * (end - 1))
+            file.write(np.uint16(number + 1).tobytes())
+    yield path, record
+    path.unlink()
+
+
+def test_a_shard_of_more_tokens_than_2_to_the_31(large):
+    path, record = large
+    assert record.file.bytes == path.stat().st_size > 1 << 32
+    assert record.tokens == TOTAL
+    assert ShardRecord.from_dict(json.loads(json.dumps(record.as_dict()))) == record
+    found = open_shard(path, record)
+    assert found.lengths.tolist() == LENGTHS
+    assert len(found.tokens) == TOTAL
+    assert found.tokens[found.offsets[1:] - 1].tolist() == [1, 2, 3, 4]
+    assert found.select(np.array([2, 0])).tokens.tolist() == [0, 0, 0, 0, 3, 0, 0, 1]
+
+
+def test_a_domain_of_more_tokens_than_2_to_the_32(large):
+    """The rows behind 2^32 tokens of an epoch are right."""
+    shards = [open_shard(*large)] * SHARDS
+    store = SimpleNamespace(
+        root=large[0].parent,
+        dtype=np.dtype(np.uint16),
+        documents=lambda domain: shards,
+        all_held_ids=np.zeros(0, np.uint64),
+    )
+    stream = DomainStream(store, "web", seq_len=1 << 10, seed=0)
+    assert stream.epoch_tokens == SHARDS * TOTAL > 1 << 32
+    last = SHARDS * TOTAL // 1024
+    sizes = np.array(LENGTHS * SHARDS)
+    rows = np.arange(last - 1100, last)
+    spans = stream.spans(rows)
+    assert spans.length.sum() == len(rows) * 1024
+    tokens = stream.tokens(rows).reshape(-1)
+    ends = np.flatnonzero(tokens)
+    # A document's last token is its number and one: it stands where its last span ends.
+    closing = spans.start + spans.length == sizes[spans.document]
+    assert closing.any()
+    assert (np.cumsum(spans.length)[closing] - 1).tolist() == ends.tolist()
+    assert (spans.document[closing] % len(LENGTHS) + 1).tolist() == tokens[ends].tolist()

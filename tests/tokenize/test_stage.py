@@ -16,11 +16,11 @@ from helpers import EOT, texts, tokenizer_json, word_tokenizer_json, write_jsonl
 from tokenizers import Tokenizer
 
 from mixc.errors import MixcError
-from mixc.readers.records import ReadOptions
-from mixc.recipe import load
+from mixc.recipe import Domain, load
 from mixc.store.store import open_store
-from mixc.tokenize import encoder, unit
+from mixc.tokenize import encoder, staged, unit, units
 from mixc.tokenize.inputs import Input
+from mixc.tokenize.rules import rules_of
 from mixc.tokenize.stage import plan, tokenize
 from mixc.verify import verify
 
@@ -65,7 +65,7 @@ def test_what_the_store_holds(mixed):
         ("漢字\u2028\0🙂", "data/a.jsonl", 1),
         (EOT, "data/a.jsonl", 2),
         ("spaced", "data/b.jsonl.gz", 0),
-        ("out", "data/b.jsonl.gz", 1),
+        ("out", "data/b.jsonl.gz", 2),
         ("row 0", "data/c.parquet", 0),
         ("row 1", "data/c.parquet", 1),
         ("a whole file\nof text\n", "data/d.txt", 0),
@@ -127,11 +127,12 @@ def test_bad_records_are_left_out_and_counted(tmp_path):
     options = {"on_bad_record": "skip", "max_document_bytes": 100}
     path = write_recipe(tmp_path, {"web": {"paths": ["*.jsonl"], **options}})
     store = tokenize(load(path), workers=1)
-    a, b = store.domains["web"].units[0].inputs
+    (piece,) = store.sources["web"]
+    a, b = piece.inputs
     assert a["skipped"] == {"MX020": 1, "MX021": 2, "MX022": 2, "MX023": 1, "MX024": 1}
     assert (a["documents"], b["documents"], b["skipped"]) == (2, 1, {})
     rows = [(path, row) for _, _, path, row, _ in documents_of(store, "web")]
-    assert rows == [("a.jsonl", 0), ("a.jsonl", 8), ("b.jsonl", 0)]
+    assert rows == [("a.jsonl", 0), ("a.jsonl", 9), ("b.jsonl", 0)]
     with pytest.raises(MixcError, match="not valid JSON"):
         tokenize(load(path, ["domains.web.on_bad_record=error"]), workers=1)
 
@@ -147,14 +148,14 @@ def test_no_document_may_spell_an_end_of_text(tmp_path, model):
     assert caught.value.code == "MX032"
     assert "record 1, byte 18" in str(caught.value.place)
     store = tokenize(load(path, ["domains.a.on_bad_record=skip"]), workers=1)
-    assert store.domains["a"].units[0].inputs[0]["skipped"] == {"MX032": 1}
+    assert store.sources["a"][0].inputs[0]["skipped"] == {"MX032": 1}
     assert store.domains["a"].documents == 3
     tokens = np.concatenate([documents.tokens for documents in store.documents("a")])
     assert tokens.tolist().count(store.eot_id) == 3
 
 
 def test_shards_are_cut_by_the_inputs_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(unit, "SHARD_BYTES", 400)
+    monkeypatch.setattr(staged, "SHARD_BYTES", 400)
     monkeypatch.setattr(unit, "_BATCH_BYTES", 100)
     corpus = texts(1, 120)
     store = tokenize(load(write_recipe(tmp_path, {"web": corpus})), workers=1)
@@ -171,7 +172,7 @@ def test_shards_are_cut_by_the_inputs_alone(tmp_path, monkeypatch):
 @pytest.fixture
 def alone(monkeypatch):
     """Every file is a unit of work of its own, however small."""
-    monkeypatch.setattr(unit, "_BUNDLE_BYTES", 0)
+    monkeypatch.setattr(units, "_BUNDLE_BYTES", 0)
 
 
 def kept(store):
@@ -479,9 +480,17 @@ def test_units_of_many_small_files_hardly_move(tmp_path):
             Input("web", tmp_path / name, name, "jsonl", size, f"{name}{size}")
             for name, size in sorted(sizes.items())
         ]
-        file = encoder.describe(tokenizer_json(), eot=None, source="", key="")
-        options = ReadOptions("text", 1000)
-        tasks = unit.plan_units(inputs, options, skip_bad=False, tokenizer=file)
+        file = encoder.describe(
+            tokenizer_json(), eot=None, special_tokens="text", source="", key=""
+        )
+        chains = units.plan_units(
+            inputs,
+            rules_of(Domain(paths=("a",))),
+            allow_empty=False,
+            tokenizer=file,
+            prepare=lambda task: None,
+        )
+        tasks = [chain.task(0) for chain in chains]
         assert [item for task in tasks for item in task.inputs] == inputs
         return {task.key for task in tasks}
 

@@ -1,0 +1,321 @@
+"""Data sets of the Hugging Face hub, streamed by the `datasets` library.
+
+An input is `hf://[ORG/]NAME[?KEY=VALUE[&KEY=VALUE...]]`, with the keys
+
+- `config`: the configuration; by default the data set's own default,
+- `split`: by default `train`,
+- `revision`: a branch, a tag or a commit; by default `main`.
+
+`resolve` asks the hub which commit the revision is, and names the shards as of that commit; a
+shard is one of the pieces that `datasets` streams independently, most often a file. What a shard
+needs to be read stands in its `locator`, in plain text: the same URL with the commit as its
+revision, then `#INDEX-of-COUNT`.
+
+Formats that hold plain tables are read and no others; `datasets` runs no code of a data set.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode
+
+from mixc.errors import MixcError, Place, did_you_mean
+from mixc.readers.records import BadRecord, ReadOptions, Record, Source
+
+_KEYS = ("config", "split", "revision")
+_BUILDERS = ("parquet", "json", "csv", "arrow", "text")
+_ROWS = 1024
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+# A Path makes one slash of two.
+_URL = re.compile(rf"hf:/{{1,2}}((?:{_NAME}/)?{_NAME})(?:\?([^#]*))?(?:#(\d+)-of-(\d+))?", re.ASCII)
+_RANGE = re.compile(r"bytes=(\d+)-(\d+)")
+_PLACE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_QUERY = re.compile(r"(\w+://)(?:[^/\s'\"@]*@)?([^\s'\"?]*)\?[^\s'\"]*")
+
+
+@dataclass(frozen=True)
+class HubShard:
+    """One piece of a split. `size` is its bytes of text and fields, roughly; 0 if unknown.
+
+    `name` is what outputs call it: it stays when the data set changes. `tag` stands for the
+    content: it changes with every commit.
+    """
+
+    repo: str
+    config: str
+    split: str
+    revision: str
+    commit: str
+    index: int
+    count: int
+    size: int = 0
+
+    @property
+    def name(self) -> str:
+        """The shard's URL as the recipe wrote it, with its number."""
+        return self._url(self.revision)
+
+    @property
+    def locator(self) -> str:
+        """All that `read` needs, as the `path` of a Source."""
+        return self._url(self.commit)
+
+    @property
+    def tag(self) -> str:
+        """The commit and the shard's number."""
+        return f"{self.commit}/{self.index}-of-{self.count}"
+
+    def _url(self, revision: str) -> str:
+        keys = {"config": self.config, "split": self.split, "revision": revision}
+        query = urlencode({key: value for key, value in keys.items() if value}, quote_via=quote)
+        return f"hf://{self.repo}?{query}#{self.index:05d}-of-{self.count:05d}"
+
+
+def is_hub(path: str) -> bool:
+    """Whether a path of a recipe is for `resolve`."""
+    return path.startswith("hf://")
+
+
+def parse(text: str) -> HubShard:
+    """An input's URL, or a shard's locator. Raises MX007.
+
+    Of a URL without a shard, `count` and `commit` are empty.
+    """
+    match = _URL.fullmatch(text)
+    if match is None or ".." in match[1] or "--" in match[1]:
+        help = "write hf://ORG/NAME, or hf://ORG/NAME?config=...&split=...&revision=..."
+        raise MixcError("MX007", "cannot use this URL of the hub", place=Place(text), help=help)
+    try:
+        pairs = parse_qsl(match[2] or "", keep_blank_values=True, strict_parsing=bool(match[2]))
+    except ValueError:
+        pairs = [(str(match[2]), "")]
+    keys = dict(pairs)
+    for key, value in pairs:
+        if key not in _KEYS or not value or len(keys) < len(pairs):
+            message = f"cannot use '{key}={value}' in this URL of the hub"
+            remedy = did_you_mean(key, _KEYS) if key not in _KEYS else "give each key one value"
+            raise MixcError("MX007", message, place=Place(text), help=remedy)
+    config, split = keys.get("config", ""), keys.get("split", "train")
+    revision = keys.get("revision", "")
+    index, count = int(match[3] or 0), int(match[4] or 0)
+    return HubShard(match[1], config, split, revision, revision if count else "", index, count)
+
+
+def resolve(url: str) -> list[HubShard]:
+    """The shards of a split, in order, as of the commit that the hub reports now.
+
+    Raises MX007 (a URL that cannot be used), MX027 (no such data set, configuration or split, or
+    the hub cannot be reached), MX037 (`datasets` is missing).
+    """
+    wanted = parse(url)
+    _datasets()
+    try:
+        hub = importlib.import_module("huggingface_hub")
+        info = hub.HfApi().dataset_info(wanted.repo, revision=wanted.revision or None)
+        commit = str(info.sha)
+        builder, stream = _open(wanted, commit)
+        count = stream.num_shards
+        split = (builder.info.splits or {}).get(wanted.split)
+        size = 0 if split is None else int(split.num_bytes or 0) // max(count, 1)
+    except MixcError:
+        raise
+    except Exception as error:  # whatever the library and what it calls may raise
+        help = "check the URL; for a private data set, HF_TOKEN; and that the hub can be reached"
+        message = f"cannot open the data set: {_first_line(error)}"
+        raise MixcError("MX027", message, place=Place(url), help=help) from error
+    return [
+        HubShard(
+            wanted.repo, wanted.config, wanted.split, wanted.revision, commit, index, count, size
+        )
+        for index in range(count)
+    ]
+
+
+def read(source: Source, options: ReadOptions) -> Iterator[Record | BadRecord]:
+    """Yield the text of each row of the shard that `source.path` locates.
+
+    A position is the UTF-8 bytes of the texts before it. Raises MX021 if there is no such column,
+    MX027 once the hub cannot be read.
+    """
+    source.by_row = True
+    row = position = 0
+    for table in _tables(source):
+        columns = _Columns(table, source, options)
+        end = position + columns.bytes
+        if end >= source.skip_to:
+            yield from columns.records(row, position)
+        row, position = row + table.num_rows, end
+        source.consumed = position
+
+
+def _tables(source: Source) -> Iterator[Any]:
+    """The rows of a shard, as Arrow tables of at most `_ROWS`."""
+    shard = parse(str(source.path))
+    _datasets()
+    try:
+        stream = _open(shard, shard.commit)[1]
+        if stream.num_shards != shard.count:
+            raise source.damaged("MX029", f"it has {stream.num_shards} shards")
+        piece = stream.shard(num_shards=shard.count, index=shard.index)
+        yield from piece.with_format("arrow").iter(batch_size=_ROWS)
+    except MixcError:
+        raise
+    except Exception as error:  # whatever the library and what it calls may raise
+        raise source.damaged("MX027", _first_line(error)) from error
+
+
+def _datasets() -> Any:
+    try:
+        library = importlib.import_module("datasets")
+    except ImportError as error:
+        message = "reading data sets of the hub needs the package 'datasets'"
+        raise MixcError("MX037", message, help="pip install 'mixc[hub]'") from error
+    library.disable_progress_bars()
+    library.utils.logging.set_verbosity_error()
+    hub = importlib.import_module("huggingface_hub")
+    hub.utils.logging.set_verbosity_error()
+    _check_all_ranges()
+    return library
+
+
+@cache
+def _check_all_ranges() -> None:
+    """Once a process: the library makes new clients, after errors and forks, by this factory."""
+    http = importlib.import_module("huggingface_hub.utils._http")
+
+    def client() -> Any:
+        made = http.default_client_factory()
+        hooks = made.event_hooks
+        made.event_hooks = hooks | {"response": [*hooks["response"], _check_range]}
+        return made
+
+    http.set_client_factory(client)
+
+
+def _check_range(response: Any) -> None:
+    """Have a reply that holds other bytes than those asked for tried again.
+
+    The library takes any body for the range; lines would go missing without a word.
+    """
+    asked = _RANGE.fullmatch(response.request.headers.get("range", ""))
+    if asked is None or response.status_code not in (200, 206):
+        return
+    headers = response.headers
+    start, last, length = int(asked[1]), int(asked[2]), headers.get("content-length")
+    whole = start == 0 and length == str(last + 1)
+    place = _PLACE.fullmatch(headers.get("content-range", ""))
+    if response.status_code == 206 and place is not None:
+        stop = min(last + 1, int(place[3]))
+        whole = int(place[1]) == start and length in (None, str(stop - start))
+        whole = whole and int(place[2]) == stop - 1
+    if not whole:
+        library = sys.modules[type(response).__module__.partition(".")[0]]
+        raise library.ReadTimeout("the reply holds other bytes", request=response.request)
+
+
+def _open(shard: HubShard, commit: str) -> tuple[Any, Any]:
+    """The library's builder and stream of a split at a commit."""
+    builder = _datasets().load_dataset_builder(
+        shard.repo, name=shard.config or None, revision=commit
+    )
+    kind = builder.info.builder_name
+    if kind not in _BUILDERS:
+        help = "data sets of these formats can be read: " + ", ".join(_BUILDERS)
+        place = Place(f"hf://{shard.repo}")
+        raise MixcError("MX027", f"cannot read data of the format '{kind}'", place=place, help=help)
+    if builder.hash is None and commit not in str(builder.base_path):
+        raise OSError("the hub cannot be reached")  # the library fell back on its cache
+    # A data set's card may set these. Rows must not go missing, nor whole row groups be held.
+    for option, value in (("on_bad_files", "error"), ("batch_size", _ROWS)):
+        if hasattr(builder.config, option):
+            setattr(builder.config, option, value)
+    return builder, builder.as_streaming_dataset(split=shard.split)
+
+
+def _first_line(error: Exception) -> str:
+    """What a library says, without the queries of URLs: they may hold a signature."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return _QUERY.sub(r"\1\2", text)[:300]
+
+
+class _Columns:
+    """The wanted columns of some rows. Raises MX021 without a text column."""
+
+    def __init__(self, table: Any, source: Source, options: ReadOptions) -> None:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        text = _pick(table, options.text)
+        if text is None:
+            names = ", ".join(table.column_names)
+            raise source.damaged("MX021", f"no column '{options.text}' among: {names}")
+        kind = text.type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            if not pa.types.is_null(kind):
+                reason = f"column '{options.text}' holds {kind}, not strings"
+                raise source.damaged("MX021", reason)
+            text = text.cast(pa.string())
+        # Through bytes: one bad string must not take the others with it.
+        self._texts = text.cast(pa.large_binary()).to_pylist()
+        self._options, self.rows = options, len(text)
+        self.bytes = int(pc.sum(pc.binary_length(text)).as_py() or 0)
+        picked = [_pick(table, name) for name in options.fields]
+        self._fields = [None if column is None else column.to_pylist() for column in picked]
+
+    def records(self, row: int, position: int) -> Iterator[Record | BadRecord]:
+        """The records; `row` and `position` are those of the first one."""
+        replace = self._options.replace_invalid
+        for i, raw in enumerate(self._texts):
+            yield self._record(i, raw, row + i, position, replace)
+            position += len(raw or b"")
+
+    def _record(
+        self, i: int, raw: bytes | None, row: int, position: int, replace: bool
+    ) -> Record | BadRecord:
+        if raw is None:
+            reason = f"no text in the column '{self._options.text}': it is null"
+            return BadRecord("MX021", reason, row, position)
+        try:
+            fields = tuple(None if field is None else _plain(field[i]) for field in self._fields)
+        except TypeError as error:
+            return BadRecord("MX021", f"a field is no plain value: {error}", row, position)
+        try:
+            text, replaced = raw.decode(), False
+        except UnicodeDecodeError:
+            if not replace:
+                return BadRecord("MX022", "the text is not valid UTF-8", row, position, raw[:200])
+            text, replaced = raw.decode(errors="replace"), True
+        return Record(row, text, position, fields, replaced)
+
+
+def _pick(table: Any, name: str) -> Any:
+    """A column by its name, else by the way through structs that dots give; None if absent."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if name in table.column_names:
+        return table.column(name)
+    head, *rest = name.split(".")
+    column = table.column(head) if head in table.column_names and rest else None
+    for part in rest:
+        if column is None or not pa.types.is_struct(column.type):
+            return None
+        known = column.type.get_field_index(part) >= 0
+        column = pc.struct_field(column, part) if known else None
+    return column
+
+
+def _plain(value: object) -> str | None:
+    """A field as text. Raises TypeError for what is no string, number, truth value or null."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    raise TypeError(type(value).__name__)

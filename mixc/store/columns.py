@@ -1,0 +1,38 @@
+"""numpy arrays as Arrow columns, and back, without copies.
+
+pyarrow's own conversions would do; but where pandas is installed, they take a second to load it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+
+def column(values: NDArray[Any]) -> pa.Array:
+    """The values as an Arrow array without nulls."""
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+
+
+def strings(values: Sequence[str]) -> pa.LargeStringArray:
+    """Texts as an Arrow array."""
+    raw = [value.encode() for value in values]
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(one) for one in raw])])
+    buffers = [None, pa.py_buffer(offsets.astype(np.int64)), pa.py_buffer(b"".join(raw))]
+    return pa.Array.from_buffers(pa.large_string(), len(raw), buffers)
+
+
+def view(array: pa.Array) -> NDArray[Any]:
+    """A validated array of numbers as numpy sees it. Raises ValueError if it holds nulls."""
+    if array.null_count:
+        raise ValueError("a column holds nulls")
+    kind = np.dtype(str(array.type))
+    values = array.buffers()[1]
+    if values is None or not len(array):
+        return np.empty(0, kind)
+    return np.frombuffer(values, kind, len(array), array.offset * kind.itemsize)

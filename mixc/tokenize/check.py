@@ -1,0 +1,223 @@
+"""Whether a fast engine gives what the reference gives: at start-up, and on a sample of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixc.rng import Stream
+from mixc.tokenize.adversarial import pack
+from mixc.tokenize.engines import Encoded, Engine, Failed
+
+# The reference holds some 120 bytes for each byte of a document: of a long one, a stretch is
+# compared, unless all is to be verified.
+LONG_BYTES = 128 << 10
+STRETCH_CHARS = 32 << 10
+_FLOOR_BYTES = 64 << 10  # of risky documents, at the start of a unit
+_SCANNED = 8  # documents that are looked into, for each that is drawn
+_CHUNK_CHARS = 1 << 20
+_MARK = re.compile(
+    "[\u0300-\u036f\u1100-\u11ff\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\u3099\u309a\ufe20-\ufe2f]"
+)
+_MANY = 8  # strings to search a text for, each for itself
+_DRAW = Stream(0, "verify")
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A text that an engine does not encode as the reference does. `error`: it gave up on it."""
+
+    engine: str
+    version: str
+    text: str
+    got: list[int]
+    expected: list[int]
+    error: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The mismatch as reports hold it, with the place of the first id that differs."""
+        pairs = zip(self.got, self.expected, strict=False)
+        same = (i for i, (got, expected) in enumerate(pairs) if got != expected)
+        return {
+            "engine": self.engine,
+            "version": self.version,
+            "error": self.error,
+            "first_difference": next(same, min(len(self.got), len(self.expected))),
+            "text": self.text,
+            "got": self.got,
+            "expected": self.expected,
+        }
+
+
+def compare(
+    engine: Engine, reference: Engine, texts: Sequence[str], got: Encoded | None = None
+) -> Mismatch | None:
+    """The first text whose ids differ. `got`: what the engine gave for these texts in the run.
+
+    Without `got` the engine encodes them anew. Raises Failed where the reference gives up.
+    """
+    expected = _split(reference.encode(list(texts)))
+    if got is None:
+        return _compare(engine, list(texts), expected)
+    return _differing(engine, texts, _split(got), expected)
+
+
+def verify_engine(
+    engine: Engine, reference: Engine, specials: Sequence[str], heads: Sequence[str]
+) -> Mismatch | None:
+    """The check at start-up: hard texts, and `heads`, the first texts of each domain.
+
+    `specials`: the added tokens of the tokenizer. Raises Failed where the reference gives up.
+    """
+    for texts in (pack(specials), *_chunks(heads)):
+        expected = _split(reference.encode(texts))
+        if (found := _compare(engine, texts, expected)) is not None:
+            return found
+        # Alone, a text may be cut otherwise than among others, and by what came before it.
+        for text, ids in zip(reversed(texts), reversed(expected), strict=True):
+            if (found := _compare(engine, [text], [ids])) is not None:
+                return found
+    return None
+
+
+class Sampler:
+    """Draws the documents of one work unit that are checked: a `share` of its bytes, and more.
+
+    Besides documents drawn at random, risky ones are taken (over 256 KB, with special strings,
+    with combining marks, or not in NFC where the tokenizer normalises) as long as they make no
+    more than another `share` of the bytes and 64 KB. Only a part of the documents, drawn too, is
+    looked into for risks. A long document counts as `LONG_BYTES`. What is drawn hangs on the
+    documents so far alone: not on how they come in batches, nor on the machine.
+    """
+
+    def __init__(self, share: float, has_normalizer: bool, specials: Sequence[str]) -> None:
+        self._share = share
+        self._has_normalizer = has_normalizer
+        self._starts = _starts(specials)
+        self._documents = self._seen = self._spent = 0
+
+    def choose(
+        self, texts: Sequence[str], doc_ids: NDArray[np.uint64], n_bytes: NDArray[Any]
+    ) -> NDArray[np.int64]:
+        """Indices of the documents to check, ascending. `doc_ids`, `n_bytes`: one a document."""
+        if self._share >= 1:
+            return np.arange(len(texts))
+        if self._share <= 0 or not len(texts):
+            return np.empty(0, np.int64)
+        # Of many copies of a document each is drawn for itself.
+        order = np.arange(self._documents, self._documents + len(texts), dtype=np.uint64)
+        draws = _DRAW.hash(doc_ids + order)
+        sizes = n_bytes.astype(np.int64)
+        seen = self._seen + np.cumsum(sizes)
+        long = sizes > LONG_BYTES
+        drawn = draws < _bound(self._share)
+        maybe = (draws < _bound(_SCANNED * self._share)) | long
+        for i in np.flatnonzero(maybe & ~drawn).tolist():
+            size = min(int(sizes[i]), LONG_BYTES)
+            fits = self._spent + size <= self._share * int(seen[i]) + _FLOOR_BYTES
+            if fits and (long[i] or self._is_risky(texts[i])):
+                self._spent += size
+                drawn[i] = True
+        self._documents += len(texts)
+        self._seen = int(seen[-1])
+        return np.flatnonzero(drawn)
+
+    def _is_risky(self, text: str) -> bool:
+        if any(start in text for start in self._starts):
+            return True
+        if text.isascii():
+            return False
+        if self._has_normalizer and not unicodedata.is_normalized("NFC", text):
+            return True
+        return _MARK.search(text) is not None
+
+
+def stretch(text: str, doc_id: int) -> str:
+    """A stretch of a long document to be compared in its place; where it lies hangs on its id."""
+    start = doc_id % max(1, len(text) - STRETCH_CHARS)
+    return text[start : start + STRETCH_CHARS]
+
+
+def cpu_features() -> str:
+    """What engines choose their code by, in short: the kind of machine, a hash of its features."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    found = [line for line in lines if line.startswith(("flags", "Features"))]
+    features = " ".join(sorted(found[0].split())) if found else platform.processor()
+    return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:12]}"
+
+
+def _compare(
+    engine: Engine, texts: list[str], expected: list[NDArray[np.uint32]]
+) -> Mismatch | None:
+    try:
+        got = _split(engine.encode(texts))
+    except Failed as failed:
+        if len(texts) == 1:
+            ids = expected[0].tolist()
+            return Mismatch(engine.name, engine.version, texts[0], [], ids, str(failed))
+        alone = (_compare(engine, [text], [ids]) for text, ids in zip(texts, expected, strict=True))
+        failing = f"{failed}, but on no text alone"
+        return next(
+            (found for found in alone if found),
+            Mismatch(engine.name, engine.version, "", [], [], failing),
+        )
+    return _differing(engine, texts, got, expected)
+
+
+def _differing(
+    engine: Engine,
+    texts: Sequence[str],
+    got: list[NDArray[np.uint32]],
+    expected: list[NDArray[np.uint32]],
+) -> Mismatch | None:
+    if len(got) != len(texts):
+        error = f"{len(got)} texts came back of {len(texts)}"
+        return Mismatch(engine.name, engine.version, "", [], [], error)
+    for text, ours, theirs in zip(texts, got, expected, strict=True):
+        if not np.array_equal(ours, theirs):
+            return Mismatch(engine.name, engine.version, text, ours.tolist(), theirs.tolist())
+    return None
+
+
+def _split(encoded: Encoded) -> list[NDArray[np.uint32]]:
+    ids, lengths = encoded
+    return np.split(ids, np.cumsum(lengths)[:-1]) if len(lengths) else []
+
+
+def _starts(specials: Sequence[str]) -> tuple[str, ...]:
+    """Strings of which one is in any text that holds a special string; few, for speed."""
+    whole = {one for one in specials if one}
+    starts = whole
+    for length in (4, 2, 1):
+        if len(starts) > _MANY:
+            starts = {one[:length] for one in whole}
+    return tuple(sorted(starts))
+
+
+def _chunks(texts: Sequence[str]) -> list[list[str]]:
+    chunks: list[list[str]] = []
+    size = _CHUNK_CHARS
+    for text in texts:
+        if size >= _CHUNK_CHARS:
+            chunks.append([])
+            size = 0
+        chunks[-1].append(text)
+        size += len(text)
+    return chunks
+
+
+def _bound(share: float) -> np.uint64:
+    """What a share of all words are less than."""
+    return np.uint64(min(int(share * 2.0**64), 2**64 - 1))

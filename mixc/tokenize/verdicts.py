@@ -1,0 +1,116 @@
+"""Which engine encodes: the fastest that gave the reference's ids on everything it was asked.
+
+A verdict holds for a tokenizer, an engine's version and a processor. It is kept beside the store:
+one that an engine failed is kept for good, with the text and both encodings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mixc import progress
+from mixc.errors import MixcError, Place
+from mixc.recipe import Tokenizer
+from mixc.store import commit
+from mixc.store.hashes import key_of, seal, unseal
+from mixc.tokenize.check import Mismatch, cpu_features, verify_engine
+from mixc.tokenize.encoder import REFERENCE, TokenizerFile, Trust
+from mixc.tokenize.engines import PREFERENCE, Engine, Refused
+
+_SCHEMA = "mixc.verdict/1"
+HEAD_BYTES, _HEAD_SHARE = 1_000_000, 0.01
+
+
+def head_bytes(domain_bytes: int) -> int:
+    """How much of a domain's first text an engine is tried on before it encodes the domain."""
+    return min(HEAD_BYTES, int(domain_bytes * _HEAD_SHARE))
+
+
+def choose(
+    options: Tokenizer,
+    file: TokenizerFile,
+    heads: Callable[[], list[str]],
+    heads_key: str,
+    folder: Path,
+) -> Trust:
+    """The engine to encode with, verified on `heads()` unless that is known.
+
+    `folder` is where verdicts are kept. Raises MX047 if the recipe names an engine that cannot be
+    used, MX048 if it names one that gave other ids than the reference.
+    """
+    names = PREFERENCE if options.engine == "auto" else (options.engine,)
+    share = 1.0 if options.engine == REFERENCE else options.verify
+    condemned: list[tuple[str, str]] = []
+    reasons = []
+    for name in names:
+        try:
+            engine = file.engine(name)
+        except Refused as refused:
+            reasons.append(f"{name}: {refused}")
+            continue
+        if name == REFERENCE or _passes(engine, file, heads, heads_key, folder):
+            if reasons:
+                progress.say("encoding with " + name + "; " + "; ".join(reasons))
+            return Trust(name, engine.version, share, tuple(condemned))
+        condemned.append((name, engine.version))
+        reasons.append(f"{name}: it gave other ids than {REFERENCE}")
+    place = _verdict(folder, file, name, engine.version) if condemned else None
+    raise MixcError(
+        "MX048" if condemned else "MX047",
+        f"the engine cannot be used: {reasons[-1]}",
+        place=None if place is None else Place(str(place)),
+        help="engine: auto finds one that can; engine: tokenizers is the reference",
+    )
+
+
+def condemn(folder: Path, file: TokenizerFile, mismatch: Mismatch) -> Path:
+    """Keep a mismatch: the engine's version encodes with this tokenizer no more."""
+    path = _verdict(folder, file, mismatch.engine, mismatch.version)
+    commit.write_file(path, seal({"schema": _SCHEMA, "heads": [], "mismatch": mismatch.as_dict()}))
+    return path
+
+
+def _passes(
+    engine: Engine,
+    file: TokenizerFile,
+    heads: Callable[[], list[str]],
+    heads_key: str,
+    folder: Path,
+) -> bool:
+    path = _verdict(folder, file, engine.name, engine.version)
+    known = _read(path)
+    if known["mismatch"] is not None:
+        return False
+    if heads_key in known["heads"]:
+        return True
+    reference = file.engine(REFERENCE)
+    mismatch = verify_engine(engine, reference, file.specials, heads())
+    if mismatch is not None:
+        say_condemned(mismatch, condemn(folder, file, mismatch))
+        return False
+    # The latest few: a recipe that changes back and forth need not verify each time.
+    verdict = {"schema": _SCHEMA, "heads": [*known["heads"][-63:], heads_key], "mismatch": None}
+    commit.write_file(path, seal(verdict))
+    return True
+
+
+def say_condemned(mismatch: Mismatch, path: Path) -> None:
+    """Tell people that an engine is dropped, and where the proof is."""
+    progress.say(
+        f"{mismatch.engine} {mismatch.version} gave other ids than {REFERENCE}: "
+        f"it is dropped, and what it encoded is encoded again; the text is kept in {path}"
+    )
+
+
+def _verdict(folder: Path, file: TokenizerFile, name: str, version: str) -> Path:
+    key = key_of([file.sha256, file.mode, name, version, cpu_features()])
+    return folder / f"{name}-{key[:16]}.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return unseal(path, _SCHEMA)
+    except MixcError:  # none yet, or not to be relied on
+        return {"heads": [], "mismatch": None}

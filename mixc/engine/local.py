@@ -226,11 +226,11 @@ class _Crew:
         self._pipes: dict[int, Connection] = {}
         self._processes = []
         for number in range(count):
-            ours, theirs = spawn.Pipe()
-            process = spawn.Process(
-                target=_serve, args=(theirs, function, setup, arguments), daemon=True
-            )
             try:
+                ours, theirs = spawn.Pipe()
+                process = spawn.Process(
+                    target=_serve, args=(theirs, function, setup, arguments), daemon=True
+                )
                 process.start()
             except OSError as error:
                 reason = f"a worker process cannot be started: {(error.strerror or '').lower()}"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mixc import __version__
 from mixc.errors import MixcError
 from mixc.recipe import Recipe
-from mixc.recipe_schema import DOMAIN_NAME
+from mixc.recipe_schema import DOMAIN_NAME, RESERVED_NAMES
 from mixc.store import commit, holdout
 from mixc.store.hashes import hash_file, key_of, seal
 from mixc.store.shard import ShardRecord, open_shard, token_dtype
@@ -84,7 +84,7 @@ def _values(source: str, shards: list[ShardRecord]) -> dict[str, str]:
         name = split_name(source, shard.split)
         if values.setdefault(name, shard.split) != shard.split:
             reason = f"'{values[name]}' and '{shard.split}' both make the domain '{name}'"
-        elif not re.fullmatch(DOMAIN_NAME, name):
+        elif not re.fullmatch(DOMAIN_NAME, name) or name in RESERVED_NAMES:
             reason = f"'{name:.100}' is no domain name"
         elif len(values) > MAX_SPLITS:
             reason = f"they make more than {MAX_SPLITS} domains"

@@ -92,7 +92,7 @@ def verify_engine(
 class Sampler:
     """Draws the documents of one work unit that are checked: a `share` of its bytes, and more.
 
-    Besides documents drawn at random, risky ones are taken (over 256 KB, with special strings,
+    Besides documents drawn at random, risky ones are taken (long ones, with special strings,
     with combining marks, or not in NFC where the tokenizer normalises) as long as they make no
     more than another `share` of the bytes and 64 KB. Only a part of the documents, drawn too, is
     looked into for risks. A long document counts as `LONG_BYTES`. What is drawn hangs on the

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import sha256
@@ -199,6 +201,7 @@ class Encoder:
         ids, counts = self._ids(texts)
         # numpy wraps silently where an id does not fit.
         if len(ids) and int(ids.max()) >= self._file.vocab_size:
+            self._compare(texts)
             raise MixcError("MX031", f"the tokenizer gave the id {int(ids.max())}")
         if self._sampler is not None:
             stops = np.cumsum(counts)
@@ -215,25 +218,41 @@ class Encoder:
 
     def _ids(self, texts: list[str]) -> Encoded:
         """Ids by the engine; by the reference, and counted, where the engine gives up."""
-        try:
-            return self._engine.encode(texts)
-        except Failed as failed:
-            if self._trust.engine == REFERENCE:
-                message = f"the tokenizer gave up on a text: {failed}"
-                raise MixcError("MX030", message) from failed
-        self._gave_up += len(texts)
-        return self._reference.encode(texts)
+        if self._trust.engine != REFERENCE:
+            try:
+                ids, counts = self._engine.encode(texts)
+                if len(counts) == len(texts):
+                    return ids, counts
+            except Failed:
+                pass
+            self._gave_up += len(texts)
+        with _tokenizer_gives_up():
+            return self._reference.encode(texts)
+
+    def _compare(self, texts: list[str], got: Encoded | None = None) -> None:
+        """Raise EngineMismatch if the reference has other ids for one of the texts."""
+        if self._trust.engine == REFERENCE:
+            return
+        with _tokenizer_gives_up():
+            mismatch = compare(self._engine, self._reference, texts, got)
+        if mismatch is not None:
+            raise EngineMismatch(mismatch)
 
     def _verify(self, text: str, got: NDArray[np.uint32], doc_id: int, size: int) -> None:
         """Compare a document, or a stretch of a long one, with the reference."""
         if size > LONG_BYTES and self._trust.share < 1:
             text = stretch(text, doc_id)
-            mismatch = compare(self._engine, self._reference, [text])
+            self._compare([text])
             size = len(text.encode())
         else:
-            encoded = got, np.array([len(got)])
-            mismatch = compare(self._engine, self._reference, [text], encoded)
-        if mismatch is not None:
-            raise EngineMismatch(mismatch)
+            self._compare([text], (got, np.array([len(got)])))
         self._counts[0] += 1
         self._counts[1] += size
+
+
+@contextmanager
+def _tokenizer_gives_up() -> Iterator[None]:
+    try:
+        yield
+    except Failed as failed:
+        raise MixcError("MX030", f"the tokenizer gave up on a text: {failed}") from failed

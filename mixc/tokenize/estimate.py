@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from mixc.recipe import Recipe
 from mixc.registry import READERS
 from mixc.tokenize.encoder import TokenizerFile
-from mixc.tokenize.engines import PREFERENCE, Engine, Refused
+from mixc.tokenize.engines import PREFERENCE, Engine, Failed, Refused
 from mixc.tokenize.inputs import Input
 from mixc.tokenize.rules import Counts, Rules, Text, rules_of, select
 
@@ -55,7 +55,10 @@ def _measure(engine: Engine | None, texts: list[str]) -> tuple[float, float]:
     if engine is None or size == 0:
         return _BYTES_PER_TOKEN, _BYTES_PER_SECOND
     start = time.perf_counter()
-    count = len(engine.encode(texts)[0]) + len(texts)
+    try:
+        count = len(engine.encode(texts)[0]) + len(texts)
+    except Failed:
+        return _BYTES_PER_TOKEN, _BYTES_PER_SECOND
     return size / count, size / (time.perf_counter() - start)
 
 

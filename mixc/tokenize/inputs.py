@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from mixc import progress
 from mixc.errors import MixcError, Place, located, raise_all
@@ -20,7 +19,7 @@ from mixc.readers.records import Source
 from mixc.readers.saved_dataset import saved_dataset_files
 from mixc.registry import READERS, reader_for
 from mixc.store.commit import CONTROL
-from mixc.store.hashes import hash_file
+from mixc.store.hashes import hash_file, key_of
 
 if TYPE_CHECKING:  # workers do without pydantic
     from mixc.recipe import Domain, Recipe
@@ -42,11 +41,17 @@ class Input:
     bytes: int
     digest: str = ""
     remote: remote.RemoteFile | None = None
+    stamp: tuple[int, ...] = ()
 
     @property
     def is_local(self) -> bool:
         """Whether its bytes are on this machine, to be hashed."""
         return self.remote is None and self.reader != HUB
+
+    @property
+    def url(self) -> str:
+        """Where it is, if it is not local."""
+        return str(self.path) if self.remote is None else self.remote.url
 
     def source(self) -> Source:
         """The file as readers take it."""
@@ -78,7 +83,7 @@ def find(recipe: Recipe) -> list[Input]:
                 errors.append(found)
                 continue
             name = found.name
-            file = os.path.realpath(found.path) if found.is_local else name
+            file = os.path.realpath(found.path) if found.is_local else found.url
             if owner.get(file) == domain:
                 continue  # the same file under two names
             first = owner.setdefault(file, domain)
@@ -109,10 +114,17 @@ def _hashed(item: Input) -> Input:
     if item.digest:
         return item
     try:
-        return replace(item, digest=hash_file(item.path))
+        stamp = stamp_of(item.path)
+        return replace(item, digest=hash_file(item.path), stamp=stamp)
     except OSError as error:
         message = f"cannot read the file: {(error.strerror or str(error)).lower()}"
         raise MixcError("MX027", message, place=Place(item.name), help=_READABLE) from error
+
+
+def stamp_of(path: Path) -> tuple[int, ...]:
+    """What changes with a file: no proof that it is the same, but soon told. Raises OSError."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _inputs(
@@ -132,14 +144,17 @@ def _remote_inputs(
 ) -> Iterator[Input | MixcError]:
     if pattern.startswith("hf://"):
         for shard in READERS[HUB].load().resolve(pattern):
-            yield Input(domain, Path(shard.locator), shard.name, HUB, shard.size, shard.tag)
+            path, key = Path(shard.locator), key_of(shard.locator)
+            yield Input(domain, path, shard.name, HUB, shard.size, key)
         return
     for file in remote.find_remote(pattern):
-        reader = options.format or reader_for(urlsplit(file.url).path)
+        name = remote.shown(file.url)  # without a signature
+        reader = options.format or reader_for(name)
         if reader is None:
-            yield _no_reader(domain, file.url, place)
+            yield _no_reader(domain, name, place)
         else:
-            yield Input(domain, Path(), file.url, reader, file.size, file.tag, file)
+            key = key_of([name, file.size, file.tag])
+            yield Input(domain, Path(), name, reader, file.size, key, file)
 
 
 def _match(recipe: Recipe, patterns: Sequence[str]) -> dict[str, str | None]:

@@ -8,12 +8,14 @@ from mixc.errors import MixcError, Place
 from mixc.readers.records import BadRecord, ReadOptions, Record
 from mixc.registry import READERS
 from mixc.store.hashes import hash_file
-from mixc.tokenize.inputs import Input
+from mixc.tokenize.inputs import Input, stamp_of
 from mixc.tokenize.rules import Counts, Rules, Text, select
 
 
 class Reading:
     """A file being read. `ended`: no record begins at or after the last part's stop.
+
+    `skips`: the last part that was asked for does not follow the one before it.
 
     Parts are stretches of a file's content, in its reader's own measure of bytes.
     """
@@ -22,6 +24,7 @@ class Reading:
         self.item, self.options = item, options
         self.source = item.source()
         self.ended = False
+        self.skips = False
         self._records = READERS[item.reader].load().read(self.source, options)
         self._held: Record | BadRecord | None = None
         self._at = 0
@@ -32,7 +35,7 @@ class Reading:
 
     def part(self, start: int, stop: int) -> Iterator[Record | BadRecord]:
         """The records that begin in [start, stop). Parts may be left out, not read again."""
-        self._at = stop
+        self.skips, self._at = start != self._at, stop
         self.source.skip_to = start
         while (record := self._next()) is not None:
             if record.position >= stop:
@@ -69,12 +72,29 @@ class Reading:
                     return  # what went wrong before is what there is to tell
                 raise self.source.damaged("MX027", error.strerror or error) from error
         if not unchanged:
-            raise MixcError(
-                "MX029",
-                "the file changed while it was read",
-                place=Place(self.item.name),
-                help="run again once nothing writes to it",
-            )
+            raise self._changed()
+
+    def check_stamp(self) -> None:
+        """Raise MX029 if the disk says that the file was written since it was hashed.
+
+        What a part gave counts as the file's before anybody has read the file to its end.
+        """
+        if not self.item.is_local:
+            return
+        try:
+            unchanged = stamp_of(self.item.path) == self.item.stamp
+        except OSError:
+            unchanged = False
+        if not unchanged:
+            raise self._changed()
+
+    def _changed(self) -> MixcError:
+        return MixcError(
+            "MX029",
+            "the file changed while it was read",
+            place=Place(self.item.name),
+            help="run again once nothing writes to it",
+        )
 
 
 def head(item: Input, rules: Rules, budget: int) -> Iterator[str]:

@@ -173,8 +173,8 @@ class _Run:
                 report=bar.advance,
             ):
                 done[number].append((chains[number].task(n), unit))
-                if unit.ended and n:
-                    self._check_whole(done[number])
+                if unit.ended:
+                    self._check_yield(done[number])
         sources: dict[str, list[tuple[UnitTask, Unit]]] = {name: [] for name in domains}
         for name, mine in zip(domains, done, strict=True):
             sources[name] += mine
@@ -216,10 +216,12 @@ class _Run:
 
         return stage_known
 
-    def _check_whole(self, done: list[tuple[UnitTask, Unit]]) -> None:
+    def _check_yield(self, done: list[tuple[UnitTask, Unit]]) -> None:
+        """Each file must give a document; adopted work may have been allowed not to."""
         task = done[0][0]
-        item, parts = task.inputs[0], [unit.inputs[0] for _, unit in done]
-        check_yield(item.name, item.domain, parts, task.allow_empty)
+        for number, item in enumerate(task.inputs):
+            parts = [unit.inputs[number] for _, unit in done]
+            check_yield(item.name, item.domain, parts, task.allow_empty)
 
 
 def _useful_workers(chains: list[Chain[UnitTask]]) -> int:

@@ -46,9 +46,7 @@ class _Growing:
             n_bytes=np.concatenate([part.n_bytes for part in parts]),
             id=pa.concat_arrays(ids) if ids else None,
         )
-        record = write_shard(folder, documents, self.spool)
-        self.spool.close()
-        return record
+        return write_shard(folder, documents, self.spool)
 
 
 class Shards:
@@ -77,9 +75,15 @@ class Shards:
     def flush(self) -> None:
         """Write what has gathered."""
         for split in sorted(self._growing):
-            record = self._growing.pop(split).write(self._folder)
+            record = self._growing[split].write(self._folder)
+            self._growing.pop(split).spool.close()
             self.written.append(replace(record, split=split))
         self._bytes = 0
+
+    def close(self) -> None:
+        """Let go of what was not written."""
+        while self._growing:
+            self._growing.popitem()[1].spool.close()
 
 
 class Quarantine:

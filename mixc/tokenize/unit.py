@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,13 @@ def tokenize_unit(worker: Worker, task: UnitTask, report: Report) -> Unit:
     if (unit := adopt(folder, task, worker.trust)) is not None:
         report(task.bytes if task.first else 0)
         return unit
-    work = _Work(worker.encoder, task, Shards(folder), Quarantine(folder), report)
+    with closing(Shards(folder)) as shards:
+        return _tokenized(worker, task, shards, report)
+
+
+def _tokenized(worker: Worker, task: UnitTask, shards: Shards, report: Report) -> Unit:
+    folder = worker.staging / task.folder
+    work = _Work(worker.encoder, task, shards, Quarantine(folder), report)
     worker.encoder.begin()
     inputs, ended = [], True
     for number, item in enumerate(task.inputs):
@@ -118,7 +125,10 @@ def adopt(folder: Path, task: UnitTask, trust: Trust) -> Unit | None:
         return None
     if any(check_file(folder, file, rehash=True) for file in unit.files):
         return None
-    # Equal bytes may come from files of other names by now.
+    # Equal bytes may come from files of other names by now; a quarantine has them written in it.
+    renamed = [old["path"] for old in unit.inputs] != [new.name for new in task.inputs]
+    if renamed and unit.quarantine is not None:
+        return None
     named = zip(unit.inputs, task.inputs, strict=True)
     return replace(unit, inputs=tuple({**old, "path": new.name} for old, new in named))
 
@@ -139,8 +149,11 @@ def _tokenize_file(work: _Work, number: int, reading: Reading) -> dict[str, Any]
     task, item, source = work.task, reading.item, reading.source
     records = reading.whole() if task.part is None else reading.part(*task.part)
     counts, reported = Counts(), source.consumed
+    skips = reading.skips
     try:
         for batch in _batches(_texts(work, select(records, task.rules, counts), reading, counts)):
+            if skips:  # what was passed over is others' work
+                skips, reported = False, source.consumed
             _encode(work, number, batch, reading, counts)
             consumed = min(source.consumed, item.bytes)
             work.report(consumed - reported)
@@ -148,9 +161,10 @@ def _tokenize_file(work: _Work, number: int, reading: Reading) -> dict[str, Any]
     except MixcError:
         reading.check_unchanged(at_end=False)  # half a line, because somebody is writing it?
         raise
+    reading.check_stamp()
     if reading.ended:
         reading.check_unchanged(at_end=True)
-        work.report(item.bytes - reported)
+        work.report(0 if skips else item.bytes - reported)
         if task.first:
             check_yield(item.name, item.domain, [counts.as_dict()], task.allow_empty)
     return counts.as_dict()

@@ -85,7 +85,9 @@ def _key(inputs: list[Input], rules: Rules, tokenizer: TokenizerFile) -> str:
     return key_of(
         {
             "algorithm": ALGORITHM,
-            "inputs": [[item.reader, Path(item.name).suffix, item.digest] for item in inputs],
+            "inputs": [
+                [item.reader, Path(item.name).suffixes[-2:], item.digest] for item in inputs
+            ],
             "tokenizer": [tokenizer.sha256, tokenizer.eot_id, tokenizer.special_tokens],
             "rules": rules.as_key(),
             "cuts": [SHARD_BYTES, PART_BYTES],

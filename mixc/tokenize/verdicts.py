@@ -17,15 +17,16 @@ from mixc.store import commit
 from mixc.store.hashes import key_of, seal, unseal
 from mixc.tokenize.check import Mismatch, cpu_features, verify_engine
 from mixc.tokenize.encoder import REFERENCE, TokenizerFile, Trust
-from mixc.tokenize.engines import PREFERENCE, Engine, Refused
+from mixc.tokenize.engines import PREFERENCE, Engine, Failed, Refused
 
 _SCHEMA = "mixc.verdict/1"
-HEAD_BYTES, _HEAD_SHARE = 1_000_000, 0.01
+_HEAD_BYTES = (64_000, 1_000_000)  # at least, at most; between them a hundredth of a domain
 
 
 def head_bytes(domain_bytes: int) -> int:
     """How much of a domain's first text an engine is tried on before it encodes the domain."""
-    return min(HEAD_BYTES, int(domain_bytes * _HEAD_SHARE))
+    least, most = _HEAD_BYTES
+    return max(least, min(most, domain_bytes // 100))
 
 
 def choose(
@@ -42,23 +43,26 @@ def choose(
     """
     names = PREFERENCE if options.engine == "auto" else (options.engine,)
     share = 1.0 if options.engine == REFERENCE else options.verify
-    condemned: list[tuple[str, str]] = []
-    reasons = []
+    reasons, failed = [], False
     for name in names:
         try:
             engine = file.engine(name)
+            passes = name == REFERENCE or _passes(engine, file, heads, heads_key, folder)
         except Refused as refused:
             reasons.append(f"{name}: {refused}")
             continue
-        if name == REFERENCE or _passes(engine, file, heads, heads_key, folder):
+        except Failed as gave_up:
+            reasons.append(f"{name}: cannot be tried, as {REFERENCE} gave up on a text: {gave_up}")
+            continue
+        if passes:
             if reasons:
                 progress.say("encoding with " + name + "; " + "; ".join(reasons))
-            return Trust(name, engine.version, share, tuple(condemned))
-        condemned.append((name, engine.version))
+            return Trust(name, engine.version, share, _condemned(folder, file))
+        failed = True
         reasons.append(f"{name}: it gave other ids than {REFERENCE}")
-    place = _verdict(folder, file, name, engine.version) if condemned else None
+    place = _verdict(folder, file, name, engine.version) if failed else None
     raise MixcError(
-        "MX048" if condemned else "MX047",
+        "MX048" if failed else "MX047",
         f"the engine cannot be used: {reasons[-1]}",
         place=None if place is None else Place(str(place)),
         help="engine: auto finds one that can; engine: tokenizers is the reference",
@@ -68,8 +72,22 @@ def choose(
 def condemn(folder: Path, file: TokenizerFile, mismatch: Mismatch) -> Path:
     """Keep a mismatch: the engine's version encodes with this tokenizer no more."""
     path = _verdict(folder, file, mismatch.engine, mismatch.version)
-    commit.write_file(path, seal({"schema": _SCHEMA, "heads": [], "mismatch": mismatch.as_dict()}))
+    verdict = {"schema": _SCHEMA, **_of(file), "heads": [], "mismatch": mismatch.as_dict()}
+    commit.write_file(path, seal(verdict))
     return path
+
+
+def _of(file: TokenizerFile) -> dict[str, str]:
+    return {"tokenizer": file.sha256, "mode": file.mode}
+
+
+def _condemned(folder: Path, file: TokenizerFile) -> tuple[tuple[str, str], ...]:
+    """Every engine's version that ever failed with this tokenizer here."""
+    verdicts = [_read(path) for path in sorted(folder.glob("*.json"))]
+    failed = [
+        one["mismatch"] for one in verdicts if one["mismatch"] and _of(file).items() <= one.items()
+    ]
+    return tuple((one["engine"], one["version"]) for one in failed)
 
 
 def _passes(
@@ -91,7 +109,12 @@ def _passes(
         say_condemned(mismatch, condemn(folder, file, mismatch))
         return False
     # The latest few: a recipe that changes back and forth need not verify each time.
-    verdict = {"schema": _SCHEMA, "heads": [*known["heads"][-63:], heads_key], "mismatch": None}
+    verdict = {
+        "schema": _SCHEMA,
+        **_of(file),
+        "heads": [*known["heads"][-63:], heads_key],
+        "mismatch": None,
+    }
     commit.write_file(path, seal(verdict))
     return True
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -159,3 +160,49 @@ def test_the_sizes_of_what_is_read_and_encoded_at_once_change_no_byte(tmp_path, 
         monkeypatch.setattr(codecs, "BLOCK", block)
         monkeypatch.setattr(unit_module, "_BATCH_BYTES", batch)
         assert tree(tokenize(load(path, [f"workdir=w{number}"]), workers=1).root) == expected
+
+
+def test_a_part_of_a_changed_file_is_never_taken_for_the_file(tmp_path, tiny_parts, monkeypatch):
+    """Changed while its first part is read, and restored afterwards: nothing of it may be kept."""
+    path = write_recipe(tmp_path, {"web": {"paths": ["a.jsonl"]}})
+    right, wrong = as_jsonl(texts(1, 50)), as_jsonl(texts(2, 50))
+    (tmp_path / "a.jsonl").write_bytes(right)
+    real = stage.hashed
+
+    def then_changed(inputs):
+        done = real(inputs)
+        (tmp_path / "a.jsonl").write_bytes(wrong)
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "hashed", then_changed)
+        with pytest.raises(MixcError) as caught:
+            tokenize(load(path), workers=1)
+    assert caught.value.code == "MX029"
+    assert not list((tmp_path / "out/.mixc/store/staging").rglob("unit.json"))
+    (tmp_path / "a.jsonl").write_bytes(right)
+    store = tokenize(load(path), workers=1)
+    other = write_recipe(tmp_path / "other", {"web": texts(1, 50)})
+    tokens = [tokens for _, _, tokens in found(store, "web")]
+    assert tokens == [one for _, _, one in found(tokenize(load(other), workers=1), "web")]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_progress_adds_up_to_the_files(tmp_path, tiny_parts, monkeypatch, workers):
+    write(tmp_path / "data", texts(1, 400))
+    seen = []
+
+    class Bar:
+        def advance(self, amount, note=""):
+            seen.append(amount)
+
+    @contextmanager
+    def task(label, total, unit):
+        seen.clear()
+        yield Bar()
+        if label == "tokenize":
+            assert 0.7 * total <= sum(seen) <= 1.3 * total
+
+    monkeypatch.setattr("mixc.progress.task", task)
+    tokenize(load(write_recipe(tmp_path, {"web": {"paths": ["data/*"]}})), workers=workers)
+    assert seen

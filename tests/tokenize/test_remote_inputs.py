@@ -144,3 +144,13 @@ def test_a_saved_dataset_is_read_as_one(tmp_path):
     with pytest.raises(MixcError) as caught:
         tokenize(load(path), workers=1)
     assert caught.value.code == "MX012"
+
+
+def test_a_signed_url_is_read_by_its_path_and_its_signature_kept_out(tmp_path, local):
+    pytest.importorskip("requests", reason="needs mixc[http]")
+    with serving(Files({f"/{name}": data for name, data in FILES.items()})) as origin:
+        urls = [f"{origin.url}/{name}?signature=SECRET" for name in FILES]
+        path = write_recipe(tmp_path, {"web": {"paths": urls}})
+        store = tokenize(load(path), workers=1)
+    assert documents(store) == local
+    assert "SECRET" not in (store.root / "manifest.json").read_text()

@@ -1,5 +1,6 @@
 """Which records become documents, and of which domain: id, only, split_by, policies, quarantine."""
 
+import gzip
 import json
 
 import numpy as np
@@ -261,3 +262,40 @@ def test_the_bytes_of_a_text(text, times):
 def test_a_lone_surrogate_has_no_bytes(text):
     with pytest.raises(UnicodeEncodeError):
         rules._utf8(text)
+
+
+def test_a_split_may_not_be_called_like_a_file_of_the_store(tmp_path):
+    write(tmp_path, [{"text": "t", "kind": "json"}])
+    domains = {"manifest": {"paths": ["a.jsonl"], "split_by": "kind"}}
+    with pytest.raises(MixcError) as caught:
+        tokenize(load(write_recipe(tmp_path, domains)), workers=1)
+    assert caught.value.code == "MX049"
+
+
+def test_what_was_allowed_to_be_empty_is_no_longer(tmp_path):
+    write(tmp_path, [{"text": "x"}], "b.jsonl")
+    (tmp_path / "a.jsonl").write_bytes(b"")
+    path = write_recipe(tmp_path, {"web": {"paths": ["*.jsonl"]}})
+    tokenize(load(path, ["domains.web.allow_empty_files=true"]), workers=1)
+    with pytest.raises(MixcError) as caught:
+        tokenize(load(path), workers=1)
+    assert (caught.value.code, str(caught.value.place)) == ("MX028", "a.jsonl")
+
+
+def test_a_name_that_changes_how_a_file_is_read_is_read_again(tmp_path):
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"text\tid\none\t1\ntwo\t2\n"))
+    path = write_recipe(tmp_path, {"web": {"paths": ["a.*"], "on_bad_record": "skip"}})
+    with pytest.raises(MixcError):  # one column, of another name
+        tokenize(load(path), workers=1)
+    (tmp_path / "a.csv.gz").rename(tmp_path / "a.tsv.gz")
+    assert rows(tokenize(load(path), workers=1)) == [0, 1]
+
+
+def test_the_quarantine_names_files_as_they_are_called_now(tmp_path):
+    write(tmp_path, [{"text": "x"}, b"{"])
+    path = write_recipe(tmp_path, {"web": {"paths": ["*.jsonl"], "on_bad_record": "skip"}})
+    tokenize(load(path), workers=1)
+    (tmp_path / "a.jsonl").rename(tmp_path / "z.jsonl")
+    store = tokenize(load(path), workers=1)
+    (name,) = inspect(store.root)["sources"]["web"]["quarantine"]
+    assert json.loads((store.root / name).read_text())["file"] == "z.jsonl"

@@ -5,11 +5,12 @@ import json
 
 import numpy as np
 import pytest
-from helpers import texts, tokenizer_json, word_tokenizer_json, write_recipe
+from helpers import texts, tokenizer_json, word_tokenizer_json, write_jsonl, write_recipe
 
 from mixc.engine import local
 from mixc.errors import MixcError
 from mixc.inspect import inspect
+from mixc.pipeline import plan as run_plan
 from mixc.recipe import load
 from mixc.store.hashes import unseal
 from mixc.tokenize import encoder, verdicts
@@ -126,7 +127,7 @@ def test_an_engine_that_fails_on_the_way_is_dropped_and_its_work_done_again(
     tmp_path, wrong, monkeypatch, capsys
 ):
     """The first file is encoded and staged before the second shows the fault."""
-    monkeypatch.setattr(verdicts, "_HEAD_SHARE", 0.0)
+    monkeypatch.setattr("mixc.tokenize.stage.head_bytes", lambda size: 0)
     monkeypatch.setattr("mixc.tokenize.units._BUNDLE_FILES", 1)
     folder = tmp_path / "data"
     for name, corpus in (("a", texts(1, 80)), ("b", [f"{MARK} in the middle", *texts(2, 80)])):
@@ -157,7 +158,7 @@ def load_reference_ids(text):
 
 
 def test_work_of_an_engine_that_proved_wrong_later_is_not_taken_over(tmp_path, wrong, monkeypatch):
-    monkeypatch.setattr(verdicts, "_HEAD_SHARE", 0.0)
+    monkeypatch.setattr("mixc.tokenize.stage.head_bytes", lambda size: 0)
     monkeypatch.setattr("mixc.tokenize.units._BUNDLE_FILES", 1)
     corpus = [f"{MARK} in the middle", *texts(2, 80)]
     poisoned = tokenize(recipe(tmp_path, corpus, verify=0.0), workers=1)
@@ -243,7 +244,7 @@ def test_a_mismatch_found_by_a_worker_process_arrives_whole():
 
 
 def test_where_an_engine_gives_up_the_reference_encodes(tmp_path, monkeypatch):
-    monkeypatch.setattr(verdicts, "_HEAD_SHARE", 0.0)
+    monkeypatch.setattr("mixc.tokenize.stage.head_bytes", lambda size: 0)
     real = encoder.load_engine
 
     class GivesUp(Wrong):
@@ -267,3 +268,60 @@ def test_where_an_engine_gives_up_the_reference_encodes(tmp_path, monkeypatch):
     assert without_engines(store) == without_engines(right)
     source = inspect(store.root)["sources"]["web"]
     assert (source["engines"], source["gave_up"]) == (["fastokens 9.9"], 21)
+
+
+def test_what_a_condemned_engine_wrote_is_taken_by_no_other_engine(tmp_path, wrong, monkeypatch):
+    """The store is its work; then it fails on a new file; then another engine is asked for."""
+    monkeypatch.setattr("mixc.tokenize.stage.head_bytes", lambda size: 0)
+    monkeypatch.setattr("mixc.tokenize.units._BUNDLE_FILES", 1)
+
+    def load_with(engine, verify):
+        tokenizer = {"path": "tokenizer.json", "engine": engine, "verify": verify}
+        domain = {"paths": ["data/*.jsonl"]}
+        return load(write_recipe(tmp_path, {"web": domain}, tokenizer=tokenizer))
+
+    write_jsonl(tmp_path / "data/a.jsonl", [f"{MARK} unnoticed", *texts(1, 20)])
+    first = tokenize(load_with("fastokens", 0.0), workers=1)
+    assert engines(first) == ["fastokens 9.9"]
+    write_jsonl(tmp_path / "data/b.jsonl", [f"{MARK} noticed"])
+    with pytest.raises(MixcError) as caught:
+        tokenize(load_with("fastokens", 1.0), workers=1)
+    assert caught.value.code == "MX048"
+    pytest.importorskip("gigatoken", reason="needs mixc[gigatoken]")
+    after = tokenize(load_with("gigatoken", 0.0), workers=1)
+    assert [one.partition(" ")[0] for one in engines(after)] == ["gigatoken"]
+
+
+def test_a_reference_that_gives_up_on_the_texts_to_try_leaves_the_engine_untried(tmp_path, capsys):
+    """A model of words without a word for the unknown."""
+    data = json.loads(word_tokenizer_json(["a", "b"]))
+    data["model"]["unk_token"] = "none"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    store = tokenize(recipe(tmp_path, ["a b", "b"]), workers=1)
+    assert engines(store)[0].startswith("tokenizers")
+    with pytest.raises(MixcError) as caught:
+        tokenize(recipe(tmp_path, ["a b", "unheard of"]), workers=1)
+    assert caught.value.code == "MX030"
+    assert run_plan(recipe(tmp_path, ["a b", "unheard of"]), workers=1)[0].status == "stale"
+
+
+def test_an_id_out_of_range_is_a_mismatch_of_a_fast_engine(tmp_path, monkeypatch):
+    real = encoder.load_engine
+
+    class TooLarge(Wrong):
+        def encode(self, batch):
+            ids, lengths = super().encode(batch)
+            if any(MARK in text for text in batch):
+                ids[0] = 1 << 30
+            return ids, lengths
+
+    def load_wrong(name, raw, mode):
+        loaded = real(name, raw, mode)
+        return TooLarge(loaded) if name == "fastokens" else loaded
+
+    monkeypatch.setattr(encoder, "load_engine", load_wrong)
+    monkeypatch.setattr("mixc.tokenize.stage.head_bytes", lambda size: 0)
+    encoder._engine.cache_clear()
+    store = tokenize(recipe(tmp_path, [f"{MARK} far out", *texts(1, 20)], verify=0.0), workers=1)
+    encoder._engine.cache_clear()
+    assert "fastokens" not in " ".join(engines(store))

@@ -37,6 +37,9 @@ class Reading:
         """The records that begin in [start, stop). Parts may be left out, not read again."""
         self.skips, self._at = start != self._at, stop
         self.source.skip_to = start
+        return self._part(start, stop)
+
+    def _part(self, start: int, stop: int) -> Iterator[Record | BadRecord]:
         while (record := self._next()) is not None:
             if record.position >= stop:
                 self._held = record

@@ -63,12 +63,17 @@ class Worker:
     trust: Trust
     reading: Reading | None = None
 
-    def open(self, task: UnitTask) -> Reading:
-        """The file of a part, read on from where this worker is, if it can be."""
-        (item,), start = task.inputs, task.part[0] if task.part else 0
-        if self.reading is None or not self.reading.serves(item, task.rules.read, start):
-            self.reading = Reading(item, task.rules.read)
-        return self.reading
+    def open(self, task: UnitTask, item: Input) -> Reading:
+        """A file of a task: of a part, read on from where this worker is, if it can be.
+
+        The worker lets go of it: where reading fails, nobody reads on.
+        """
+        reading, self.reading = self.reading, None
+        if task.part is None or reading is None:
+            return Reading(item, task.rules.read)
+        if reading.serves(item, task.rules.read, task.part[0]):
+            return reading
+        return Reading(item, task.rules.read)
 
 
 def make_worker(file: TokenizerFile, trust: Trust, staging: Path) -> Worker:
@@ -95,12 +100,11 @@ def _tokenized(worker: Worker, task: UnitTask, shards: Shards, report: Report) -
     worker.encoder.begin()
     inputs, ended = [], True
     for number, item in enumerate(task.inputs):
-        reading = worker.open(task) if task.part is not None else Reading(item, task.rules.read)
+        reading = worker.open(task, item)
         counts = _tokenize_file(work, number, reading)
         inputs.append({"path": item.name, "bytes": item.bytes, "digest": item.digest, **counts})
         ended = reading.ended
-    if ended:
-        worker.reading = None
+        worker.reading = None if ended else reading
     work.shards.flush()
     engine = worker.encoder.verified()
     bad = work.quarantine.write()

@@ -14,6 +14,7 @@ from helpers import texts, write_recipe
 from mixc.errors import MixcError
 from mixc.readers import s3
 from mixc.recipe import load
+from mixc.tokenize.inputs import find
 from mixc.tokenize.stage import plan, tokenize
 from mixc.verify import verify
 
@@ -154,3 +155,13 @@ def test_a_signed_url_is_read_by_its_path_and_its_signature_kept_out(tmp_path, l
         store = tokenize(load(path), workers=1)
     assert documents(store) == local
     assert "SECRET" not in (store.root / "manifest.json").read_text()
+
+
+def test_equal_tags_of_other_urls_are_not_equal_files(tmp_path):
+    """Servers make tags of size and time: two files may well share one."""
+    pytest.importorskip("requests", reason="needs mixc[http]")
+    with serving(Files({f"/{name}.jsonl": as_jsonl(["same"]) for name in "ab"})) as origin:
+        urls = [f"{origin.url}/{name}.jsonl" for name in "ab"]
+        a, b = find(load(write_recipe(tmp_path, {"web": {"paths": urls}})))
+    assert a.remote.tag == b.remote.tag
+    assert a.digest != b.digest

@@ -67,8 +67,8 @@ class Web:
         return f"{size} bytes of {changed}" if changed else ""
 
     def page(self, bucket: str, prefix: str, after: str) -> tuple[list[RemoteFile], str]:
-        """Web servers have no lists."""
-        raise NotImplementedError
+        """Raises MX027: web servers have no lists."""
+        raise failed(f"{bucket}/{prefix}{after}", "web servers have no lists")
 
     def close(self) -> None:
         """Let go of the connections."""

@@ -24,7 +24,7 @@ LONG_BYTES = 128 << 10
 STRETCH_CHARS = 32 << 10
 _FLOOR_BYTES = 64 << 10  # of risky documents, at the start of a unit
 _SCANNED = 8  # documents that are looked into, for each that is drawn
-_CHUNK_CHARS = 1 << 20
+_CHUNK_CHARS = 1 << 17
 _MARK = re.compile(
     "[\u0300-\u036f\u1100-\u11ff\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\u3099\u309a\ufe20-\ufe2f]"
 )
@@ -37,7 +37,6 @@ class Mismatch:
     """A text that an engine does not encode as the reference does. `error`: it gave up on it."""
 
     engine: str
-    version: str
     text: str
     got: list[int]
     expected: list[int]
@@ -49,7 +48,6 @@ class Mismatch:
         same = (i for i, (got, expected) in enumerate(pairs) if got != expected)
         return {
             "engine": self.engine,
-            "version": self.version,
             "error": self.error,
             "first_difference": next(same, min(len(self.got), len(self.expected))),
             "text": self.text,
@@ -71,21 +69,26 @@ def compare(
     return _differing(engine, texts, _split(got), expected)
 
 
-def verify_engine(
-    engine: Engine, reference: Engine, specials: Sequence[str], heads: Sequence[str]
-) -> Mismatch | None:
-    """The check at start-up: hard texts, and `heads`, the first texts of each domain.
+def trials(specials: Sequence[str], heads: Sequence[str]) -> list[list[str]]:
+    """What an engine is tried on before a run: hard texts, and the first texts of each domain.
 
-    `specials`: the added tokens of the tokenizer. Raises Failed where the reference gives up.
+    `specials`: the added tokens of the tokenizer.
     """
-    for texts in (pack(specials), *_chunks(heads)):
-        expected = _split(reference.encode(texts))
-        if (found := _compare(engine, texts, expected)) is not None:
+    return [*_chunks(pack(specials)), *_chunks(heads)]
+
+
+def verify_engine(engine: Engine, reference: Engine, texts: Sequence[str]) -> Mismatch | None:
+    """The first text that the engine encodes otherwise: all at once, or alone, last to first.
+
+    Raises Failed where the reference gives up.
+    """
+    expected = _split(reference.encode(list(texts)))
+    if (found := _compare(engine, list(texts), expected)) is not None:
+        return found
+    # Alone, a text may be cut otherwise than among others, and by what came before it.
+    for text, ids in zip(reversed(texts), reversed(expected), strict=True):
+        if (found := _compare(engine, [text], [ids])) is not None:
             return found
-        # Alone, a text may be cut otherwise than among others, and by what came before it.
-        for text, ids in zip(reversed(texts), reversed(expected), strict=True):
-            if (found := _compare(engine, [text], [ids])) is not None:
-                return found
     return None
 
 
@@ -166,12 +169,12 @@ def _compare(
     except Failed as failed:
         if len(texts) == 1:
             ids = expected[0].tolist()
-            return Mismatch(engine.name, engine.version, texts[0], [], ids, str(failed))
+            return Mismatch(engine.name, texts[0], [], ids, str(failed))
         alone = (_compare(engine, [text], [ids]) for text, ids in zip(texts, expected, strict=True))
         failing = f"{failed}, but on no text alone"
         return next(
             (found for found in alone if found),
-            Mismatch(engine.name, engine.version, "", [], [], failing),
+            Mismatch(engine.name, "", [], [], failing),
         )
     return _differing(engine, texts, got, expected)
 
@@ -184,10 +187,10 @@ def _differing(
 ) -> Mismatch | None:
     if len(got) != len(texts):
         error = f"{len(got)} texts came back of {len(texts)}"
-        return Mismatch(engine.name, engine.version, "", [], [], error)
+        return Mismatch(engine.name, "", [], [], error)
     for text, ours, theirs in zip(texts, got, expected, strict=True):
         if not np.array_equal(ours, theirs):
-            return Mismatch(engine.name, engine.version, text, ours.tolist(), theirs.tolist())
+            return Mismatch(engine.name, text, ours.tolist(), theirs.tolist())
     return None
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import sha256
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -18,7 +18,16 @@ from tokenizers import Tokenizer
 from mixc.errors import MixcError, Place
 from mixc.store.shard import token_dtype
 from mixc.tokenize.check import LONG_BYTES, Mismatch, Sampler, compare, stretch
-from mixc.tokenize.engines import PREFERENCE, Encoded, Engine, Failed, SpecialTokens, load_engine
+from mixc.tokenize.engines import (
+    PREFERENCE,
+    Encoded,
+    Engine,
+    Failed,
+    Reference,
+    Refused,
+    SpecialTokens,
+    load_engine,
+)
 
 MAX_FILE_BYTES = 256 << 20
 _MAX_VOCAB = 1 << 22  # engines hold tables up to the greatest id, whatever holes there are
@@ -31,7 +40,11 @@ REFERENCE = "tokenizers"
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """A tokenizer.json, whole, and what must be known of it. `vocab_size`: largest id + 1."""
+    """A tokenizer.json, whole, and what must be known of it.
+
+    `vocab_size`: largest id + 1. `specials`: the special tokens, as texts may spell them.
+    `normalizes`: the tokenizer changes texts before it cuts them.
+    """
 
     json: bytes
     sha256: str
@@ -41,6 +54,8 @@ class TokenizerFile:
     special_tokens: str
     source: str
     key: str
+    specials: tuple[str, ...]
+    normalizes: bool
 
     def as_dict(self) -> dict[str, Any]:
         """The tokenizer as manifests describe it."""
@@ -50,26 +65,15 @@ class TokenizerFile:
     @property
     def mode(self) -> SpecialTokens:
         """What engines make of special tokens in a text: ordinary text, or their ids."""
-        return "encode" if self.special_tokens == "encode" else "text"
-
-    @cached_property
-    def specials(self) -> tuple[str, ...]:
-        """The special tokens, as texts may spell them."""
-        added = self._data.get("added_tokens") or ()
-        return tuple(sorted(one["content"] for one in added if one.get("special")))
-
-    @cached_property
-    def normalizes(self) -> bool:
-        """Whether the tokenizer changes texts before it cuts them."""
-        return bool(self._data.get("normalizer"))
-
-    @cached_property
-    def _data(self) -> dict[str, Any]:
-        return dict(json.loads(self.json))
+        return _mode(self.special_tokens)
 
     def engine(self, name: str) -> Engine:
         """An engine for this tokenizer, loaded once in a process. Raises Refused."""
         return _engine(name, self.json, self.mode)
+
+
+def _mode(special_tokens: str) -> SpecialTokens:
+    return "encode" if special_tokens == "encode" else "text"
 
 
 @lru_cache(maxsize=len(PREFERENCE))
@@ -77,12 +81,27 @@ def _engine(name: str, tokenizer_json: bytes, mode: SpecialTokens) -> Engine:
     return load_engine(name, tokenizer_json, mode)
 
 
+class _Added(msgspec.Struct):
+    content: str
+    special: bool = False
+
+
+class _Parts(msgspec.Struct):
+    """What is looked at of a tokenizer.json beside what the reference makes of it."""
+
+    added_tokens: list[_Added] | None = None
+    normalizer: Any = None
+
+
 def describe(
     raw: bytes, *, eot: str | None, special_tokens: str, source: str, key: str
 ) -> TokenizerFile:
     """Check a tokenizer.json and find its end-of-text token. Raises MX030."""
-    tokenizer = load(raw, source)
-    vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+    parts = _parts(raw, source)
+    try:
+        vocabulary = cast("Reference", _engine(REFERENCE, raw, _mode(special_tokens))).vocabulary()
+    except Refused as refused:
+        raise _bad(source, str(refused.__cause__)) from refused
     if not vocabulary or min(vocabulary.values()) < 0 or max(vocabulary.values()) >= _MAX_VOCAB:
         raise _bad(source, "its vocabulary is empty or has ids out of range")
     known = [name for name in _EOT if name in vocabulary]
@@ -100,25 +119,27 @@ def describe(
         special_tokens=special_tokens,
         source=source,
         key=key,
+        specials=tuple(sorted(one.content for one in parts.added_tokens or () if one.special)),
+        normalizes=bool(parts.normalizer),
     )
 
 
-def load(raw: bytes, source: str) -> Tokenizer:
-    """A tokenizer from untrusted bytes, to look up and to decode. Raises MX030."""
+def _parts(raw: bytes, source: str) -> _Parts:
     if len(raw) > MAX_FILE_BYTES:
         raise _bad(source, f"it is over {MAX_FILE_BYTES} bytes long")
     try:
-        json.loads(raw)
-        tokenizer = Tokenizer.from_str(raw.decode())
-    except (ValueError, RecursionError) as error:
+        return msgspec.json.decode(raw, type=_Parts)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _bad(source, str(error)) from error
+
+
+def load(raw: bytes, source: str) -> Tokenizer:
+    """A tokenizer from untrusted bytes, to decode with. Raises MX030."""
+    _parts(raw, source)
+    try:
+        return Tokenizer.from_str(raw.decode())
     except Exception as error:  # tokenizers raises bare Exception
         raise _bad(source, str(error)) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    # No document may inject an end-of-text by spelling it.
-    tokenizer.encode_special_tokens = True
-    return tokenizer
 
 
 def _bad(source: str, reason: str, help: str | None = None) -> MixcError:
@@ -157,7 +178,8 @@ class Encoder:
     """Encodes batches of texts, each closed by the end-of-text id, and verifies a sample."""
 
     def __init__(self, file: TokenizerFile, trust: Trust) -> None:
-        self._file, self._trust = file, trust
+        self.trust = trust
+        self._file = file
         self._engine = file.engine(trust.engine)
         self._sampler: Sampler | None = None
         self._counts, self._gave_up = [0, 0], 0
@@ -175,17 +197,17 @@ class Encoder:
     def begin(self) -> None:
         """Begin a unit: what is verified of it depends on the unit alone."""
         self._counts, self._gave_up = [0, 0], 0
-        if self._trust.engine != REFERENCE and self._trust.share > 0:
+        if self.trust.engine != REFERENCE and self.trust.share > 0:
             file = self._file
-            self._sampler = Sampler(self._trust.share, file.normalizes, file.specials)
+            self._sampler = Sampler(self.trust.share, file.normalizes, file.specials)
 
     def verified(self) -> dict[str, Any]:
         """What encoded since `begin`, and how much was compared with the reference."""
         documents, size = self._counts
         return {
-            "name": self._engine.name,
-            "version": self._engine.version,
-            "share": self._trust.share,
+            "name": self.trust.engine,
+            "version": self.trust.version,
+            "share": self.trust.share,
             "verified_documents": documents,
             "verified_bytes": size,
             "gave_up": self._gave_up,
@@ -218,7 +240,7 @@ class Encoder:
 
     def _ids(self, texts: list[str]) -> Encoded:
         """Ids by the engine; by the reference, and counted, where the engine gives up."""
-        if self._trust.engine != REFERENCE:
+        if self.trust.engine != REFERENCE:
             try:
                 ids, counts = self._engine.encode(texts)
                 if len(counts) == len(texts):
@@ -231,7 +253,7 @@ class Encoder:
 
     def _compare(self, texts: list[str], got: Encoded | None = None) -> None:
         """Raise EngineMismatch if the reference has other ids for one of the texts."""
-        if self._trust.engine == REFERENCE:
+        if self.trust.engine == REFERENCE:
             return
         with _tokenizer_gives_up():
             mismatch = compare(self._engine, self._reference, texts, got)
@@ -240,7 +262,7 @@ class Encoder:
 
     def _verify(self, text: str, got: NDArray[np.uint32], doc_id: int, size: int) -> None:
         """Compare a document, or a stretch of a long one, with the reference."""
-        if size > LONG_BYTES and self._trust.share < 1:
+        if size > LONG_BYTES and self.trust.share < 1:
             text = stretch(text, doc_id)
             self._compare([text])
             size = len(text.encode())

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -47,7 +47,6 @@ class Engine(Protocol):
     """Encodes texts. Nothing is added to them: no template, no end of text."""
 
     name: str
-    version: str
 
     def encode(self, texts: list[str]) -> Encoded:
         """Ids of all texts end to end, uint32, perhaps read-only; ids of each text, int64[n].
@@ -55,6 +54,14 @@ class Engine(Protocol):
         No text may hold a lone surrogate. Raises Failed.
         """
         ...
+
+
+def version_of(name: str) -> str:
+    """The version of an engine's package. Raises Refused."""
+    try:
+        return version(name)
+    except PackageNotFoundError as error:
+        raise Refused("it is not installed") from error
 
 
 def load_engine(name: str, tokenizer_json: bytes, special_tokens: SpecialTokens) -> Engine:
@@ -74,19 +81,21 @@ def load_engine(name: str, tokenizer_json: bytes, special_tokens: SpecialTokens)
     return engine
 
 
-class _Tokenizers:
+class Reference:
+    """The `tokenizers` library, by whose ids every other engine is measured."""
+
     name = "tokenizers"
 
     def __init__(self, tokenizer_json: bytes, special_tokens: SpecialTokens) -> None:
         from tokenizers import Tokenizer
 
-        self.version = version(self.name)
         self._tokenizer = Tokenizer.from_str(tokenizer_json.decode())
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = special_tokens == "text"
 
     def encode(self, texts: list[str]) -> Encoded:
+        """As `Engine` says."""
         parts: list[NDArray[np.uint32]] = []
         for chunk in _chunks(texts):
             with _failing():
@@ -94,6 +103,10 @@ class _Tokenizers:
             parts += [np.array(one.ids, np.uint32) for one in found]
         lengths = np.fromiter(map(len, parts), np.int64, len(parts))
         return np.concatenate([np.empty(0, np.uint32), *parts]), lengths
+
+    def vocabulary(self) -> dict[str, int]:
+        """Every token's id, those of added tokens too."""
+        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
 
 
 class _Fastokens:
@@ -104,7 +117,6 @@ class _Fastokens:
     def __init__(self, tokenizer_json: bytes, special_tokens: SpecialTokens) -> None:
         Tokenizer: Any = import_module("fastokens").Tokenizer
 
-        self.version = version(self.name)
         self._as_text = special_tokens == "text"
         try:
             self._tokenizer = Tokenizer.from_json_str(tokenizer_json.decode())
@@ -141,7 +153,6 @@ class _Gigatoken:
             # It has no switch, but to a tokenizer without them they are ordinary text.
             data["added_tokens"] = [one for one in data["added_tokens"] if not one["special"]]
         prepared = json.dumps(data).encode()
-        self.version = version(self.name)
         self._load: Callable[[], Any] = lambda: Tokenizer.from_json(prepared)
         self._tokenizer = self._load()
         self._grown = 0
@@ -166,7 +177,7 @@ class _Gigatoken:
 _ENGINES: dict[str, Callable[[bytes, SpecialTokens], Engine]] = {
     "fastokens": _Fastokens,
     "gigatoken": _Gigatoken,
-    "tokenizers": _Tokenizers,
+    "tokenizers": Reference,
 }
 
 

@@ -11,23 +11,24 @@ from typing import Any
 
 from mixc import progress
 from mixc.engine import local
-from mixc.engine.local import Chain
-from mixc.errors import MixcError
+from mixc.engine.schedule import Chain
+from mixc.errors import MixcError, Place
 from mixc.recipe import Recipe
 from mixc.store import commit
 from mixc.store.hashes import check_file, key_of
 from mixc.store.shard import token_dtype
 from mixc.store.store import MANIFEST, Store, Unit, open_store
 from mixc.tokenize.assemble import gather_source, options_key, write_tree
+from mixc.tokenize.check import Mismatch, trials
 from mixc.tokenize.encoder import EngineMismatch, TokenizerFile, Trust
 from mixc.tokenize.estimate import estimate
 from mixc.tokenize.inputs import Input, find, hashed
 from mixc.tokenize.reading import head
 from mixc.tokenize.rules import rules_of
 from mixc.tokenize.tokenizer import obtain, stored_tokenizer, tokenizer_key
-from mixc.tokenize.unit import UnitTask, check_yield, make_worker, stage_unit, tokenize_unit
-from mixc.tokenize.units import ALGORITHM, PART_BYTES, plan_units
-from mixc.tokenize.verdicts import choose, condemn, head_bytes, say_condemned
+from mixc.tokenize.unit import UnitTask, make_worker, stage_unit, tokenize_unit, try_engine
+from mixc.tokenize.units import ALGORITHM, plan_units, useful_workers
+from mixc.tokenize.verdicts import choose, condemn, head_bytes
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,12 @@ def tokenize(recipe: Recipe, *, workers: int) -> Store:
         if todo.fresh and todo.old is not None:
             commit.remove(staging)
             return todo.old
-        file = stored_tokenizer(todo.old, todo.tokenizer_key)
-        file = file or obtain(recipe, todo.inputs, todo.tokenizer_key)
-        sources = _tokenized(recipe, todo, file, staging, workers)
+        # The workers start up while the tokenizer is looked at.
+        with local.Crew(min(workers, useful_workers(todo.inputs))) as crew:
+            file = stored_tokenizer(todo.old, todo.tokenizer_key)
+            file = file or obtain(recipe, todo.inputs, todo.tokenizer_key)
+            crew.prepare(make_worker, file, staging)
+            sources = _tokenized(recipe, todo, file, staging, crew)
         tree = staging / "tree"
         commit.remove(tree)
         gathered = {
@@ -97,30 +101,37 @@ def tokenize(recipe: Recipe, *, workers: int) -> Store:
 
 
 def _tokenized(
-    recipe: Recipe, todo: TokenizePlan, file: TokenizerFile, staging: Path, workers: int
+    recipe: Recipe, todo: TokenizePlan, file: TokenizerFile, staging: Path, crew: local.Crew
 ) -> dict[str, list[tuple[UnitTask, Unit]]]:
     """Every unit by the recipe's domain, encoded by an engine that nothing speaks against."""
     verdicts = staging.with_name("engines")
     while True:
-        trust = _trusted(recipe, todo.inputs, file, verdicts)
+        trust = _trusted(recipe, todo.inputs, file, verdicts, crew)
         run = _Run(recipe, todo, file, trust, staging)
         try:
-            return run.units(workers)
+            return run.units(crew)
         except EngineMismatch as found:
-            path = condemn(verdicts, file, found.mismatch)
-            say_condemned(found.mismatch, path)
+            condemn(verdicts, file, trust.version, found.mismatch)
 
 
-def _trusted(recipe: Recipe, inputs: Sequence[Input], file: TokenizerFile, verdicts: Path) -> Trust:
-    """The engine to encode with, tried on the first text of every domain."""
+def _trusted(
+    recipe: Recipe,
+    inputs: Sequence[Input],
+    file: TokenizerFile,
+    verdicts: Path,
+    crew: local.Crew,
+) -> Trust:
+    """The engine to encode with, tried on hard texts and the first text of every domain."""
     firsts = {item.domain: item for item in reversed(inputs)}
     sizes = {name: sum(i.bytes for i in inputs if i.domain == name) for name in firsts}
 
-    def heads() -> list[str]:
-        found: list[str] = []
+    def trial(engine: str) -> Mismatch | None:
+        heads: list[str] = []
         for name, item in sorted(firsts.items()):
-            found += head(item, rules_of(recipe.domains[name]), head_bytes(sizes[name]))
-        return found
+            heads += head(item, rules_of(recipe.domains[name]), head_bytes(sizes[name]))
+        tasks = [(engine, texts) for texts in trials(file.specials, heads)]
+        found = list(crew.run(try_engine, tasks, report=lambda _: None))
+        return next((mismatch for mismatch in found if mismatch is not None), None)
 
     key = key_of(
         [
@@ -128,7 +139,7 @@ def _trusted(recipe: Recipe, inputs: Sequence[Input], file: TokenizerFile, verdi
             for name, item in sorted(firsts.items())
         ]
     )
-    return choose(recipe.tokenizer, file, heads, key, verdicts)
+    return choose(recipe.tokenizer, file, trial, key, verdicts)
 
 
 def estimate_plan(recipe: Recipe, todo: TokenizePlan, *, workers: int) -> dict[str, Any]:
@@ -157,24 +168,18 @@ class _Run:
     trust: Trust
     staging: Path
 
-    def units(self, workers: int) -> dict[str, list[tuple[UnitTask, Unit]]]:
+    def units(self, crew: local.Crew) -> dict[str, list[tuple[UnitTask, Unit]]]:
         """Every task with its unit: tokenized now, or adopted from staging or the old store."""
         chains, domains = self._chains()
         done: list[list[tuple[UnitTask, Unit]]] = [[] for _ in chains]
         total = sum(item.bytes for item in self.todo.inputs)
         with progress.task("tokenize", total, "B") as bar:
-            for number, n, unit in local.run_chains(
-                tokenize_unit,
-                chains,
-                ended=attrgetter("ended"),
-                setup=make_worker,
-                arguments=(self.file, self.trust, self.staging),
-                workers=min(workers, _useful_workers(chains)),
-                report=bar.advance,
+            for number, n, unit in crew.run_chains(
+                tokenize_unit, chains, ended=attrgetter("ended"), report=bar.advance
             ):
                 done[number].append((chains[number].task(n), unit))
                 if unit.ended:
-                    self._check_yield(done[number])
+                    self._check_files(done[number])
         sources: dict[str, list[tuple[UnitTask, Unit]]] = {name: [] for name in domains}
         for name, mine in zip(domains, done, strict=True):
             sources[name] += mine
@@ -192,6 +197,7 @@ class _Run:
                 rules_of(domain),
                 allow_empty=domain.allow_empty_files,
                 tokenizer=self.file,
+                trust=self.trust,
                 prepare=stage_known,
             )
             domains += [name] * (len(chains) - len(domains))
@@ -216,17 +222,25 @@ class _Run:
 
         return stage_known
 
-    def _check_yield(self, done: list[tuple[UnitTask, Unit]]) -> None:
+    def _check_files(self, done: list[tuple[UnitTask, Unit]]) -> None:
         """Each file must give a document; adopted work may have been allowed not to."""
         task = done[0][0]
         for number, item in enumerate(task.inputs):
             parts = [unit.inputs[number] for _, unit in done]
-            check_yield(item.name, item.domain, parts, task.allow_empty)
+            _check_yield(item, parts, task.allow_empty)
 
 
-def _useful_workers(chains: list[Chain[UnitTask]]) -> int:
-    """More workers than this would only start up: text packs to about a third, rarely to less
-    than a tenth.
-    """
-    parts = (1 if chain.length == 1 else 1 + 10 * chain.size // PART_BYTES for chain in chains)
-    return max(1, int(sum(parts)))
+def _check_yield(item: Input, parts: list[dict[str, Any]], allow_empty: bool) -> None:
+    """Raise MX028 if a file gave no document, unless that is allowed."""
+    skipped = [f"{n} skipped as {code}" for one in parts for code, n in one["skipped"].items()]
+    if any(one["documents"] or one["not_selected"] for one in parts):
+        return
+    if allow_empty and not skipped:
+        return
+    raise MixcError(
+        "MX028",
+        f"no document in '{item.name}' of domain '{item.domain}'",
+        place=Place(item.name, detail=", ".join(skipped)),
+        help="check the domain's format and text; "
+        "allow_empty_files: true lets files without records pass",
+    )

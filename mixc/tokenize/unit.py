@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixc.engine.local import Report
-from mixc.errors import MixcError, Place
+from mixc.errors import MixcError
 from mixc.readers.records import BadRecord
 from mixc.store import commit
 from mixc.store.columns import strings
 from mixc.store.hashes import check_file, seal, unseal
 from mixc.store.shard import Documents
 from mixc.store.store import Unit
-from mixc.tokenize.encoder import Encoder, TokenizerFile, Trust
+from mixc.tokenize.check import Mismatch, verify_engine
+from mixc.tokenize.encoder import REFERENCE, Encoder, TokenizerFile, Trust
 from mixc.tokenize.inputs import Input
 from mixc.tokenize.reading import Reading
 from mixc.tokenize.rules import Counts, Rules, Text, select
@@ -42,6 +44,7 @@ class UnitTask:
     rules: Rules
     part: tuple[int, int] | None
     allow_empty: bool
+    trust: Trust
 
     @property
     def bytes(self) -> int:
@@ -56,12 +59,18 @@ class UnitTask:
 
 @dataclass
 class Worker:
-    """What a worker process holds: the encoder, where to stage, and the file it is at."""
+    """What a worker holds: the tokenizer, where to stage, its encoder, the file it is at."""
 
-    encoder: Encoder
+    file: TokenizerFile
     staging: Path
-    trust: Trust
+    made: Encoder | None = None
     reading: Reading | None = None
+
+    def encoder(self, trust: Trust) -> Encoder:
+        """An encoder by the engine that is trusted."""
+        if self.made is None or self.made.trust != trust:
+            self.made = Encoder(self.file, trust)
+        return self.made
 
     def open(self, task: UnitTask, item: Input) -> Reading:
         """A file of a task: of a part, read on from where this worker is, if it can be.
@@ -76,18 +85,26 @@ class Worker:
         return Reading(item, task.rules.read)
 
 
-def make_worker(file: TokenizerFile, trust: Trust, staging: Path) -> Worker:
+def make_worker(file: TokenizerFile, staging: Path) -> Worker:
     """Set a worker up."""
     # A unit that is split holds a file open for each of its domains.
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, min(4096, most)), most))
-    return Worker(Encoder(file, trust), staging, trust)
+    # What is alive by now stays so: the collector need not walk through it again and again.
+    gc.freeze()
+    return Worker(file, staging)
+
+
+def try_engine(worker: Worker, task: tuple[str, list[str]], _: Report) -> Mismatch | None:
+    """Verify an engine, by its name, on texts. Raises Refused; Failed where the reference does."""
+    name, texts = task
+    return verify_engine(worker.file.engine(name), worker.file.engine(REFERENCE), texts)
 
 
 def tokenize_unit(worker: Worker, task: UnitTask, report: Report) -> Unit:
     """Stage the shards of a unit, or adopt them if an earlier run staged them whole."""
     folder = worker.staging / task.folder
-    if (unit := adopt(folder, task, worker.trust)) is not None:
+    if (unit := adopt(folder, task)) is not None:
         report(task.bytes if task.first else 0)
         return unit
     with closing(Shards(folder)) as shards:
@@ -96,8 +113,9 @@ def tokenize_unit(worker: Worker, task: UnitTask, report: Report) -> Unit:
 
 def _tokenized(worker: Worker, task: UnitTask, shards: Shards, report: Report) -> Unit:
     folder = worker.staging / task.folder
-    work = _Work(worker.encoder, task, shards, Quarantine(folder), report)
-    worker.encoder.begin()
+    encoder = worker.encoder(task.trust)
+    work = _Work(encoder, task, shards, Quarantine(folder), report)
+    encoder.begin()
     inputs, ended = [], True
     for number, item in enumerate(task.inputs):
         reading = worker.open(task, item)
@@ -106,7 +124,7 @@ def _tokenized(worker: Worker, task: UnitTask, shards: Shards, report: Report) -
         ended = reading.ended
         worker.reading = None if ended else reading
     work.shards.flush()
-    engine = worker.encoder.verified()
+    engine = encoder.verified()
     bad = work.quarantine.write()
     unit = Unit(task.key, tuple(inputs), tuple(work.shards.written), engine, bad, ended)
     stage_unit(folder, unit)
@@ -119,13 +137,13 @@ def stage_unit(folder: Path, unit: Unit) -> None:
     commit.write_file(folder / "unit.json", seal({"schema": _UNIT_SCHEMA, **here.as_dict()}))
 
 
-def adopt(folder: Path, task: UnitTask, trust: Trust) -> Unit | None:
+def adopt(folder: Path, task: UnitTask) -> Unit | None:
     """A unit staged by an earlier run, if its hashes prove it whole and its engine is trusted."""
     try:
         unit = Unit.from_dict(unseal(folder / "unit.json", _UNIT_SCHEMA))
     except MixcError:
         return None
-    if not trust.accepts(unit.engine):
+    if not task.trust.accepts(unit.engine):
         return None
     if any(check_file(folder, file, rehash=True) for file in unit.files):
         return None
@@ -169,25 +187,7 @@ def _tokenize_file(work: _Work, number: int, reading: Reading) -> dict[str, Any]
     if reading.ended:
         reading.check_unchanged(at_end=True)
         work.report(0 if skips else item.bytes - reported)
-        if task.first:
-            check_yield(item.name, item.domain, [counts.as_dict()], task.allow_empty)
     return counts.as_dict()
-
-
-def check_yield(name: str, domain: str, parts: list[dict[str, Any]], allow_empty: bool) -> None:
-    """Raise MX028 if a file gave no document, unless that is allowed."""
-    skipped = [f"{n} skipped as {code}" for one in parts for code, n in one["skipped"].items()]
-    if any(one["documents"] or one["not_selected"] for one in parts):
-        return
-    if allow_empty and not skipped:
-        return
-    raise MixcError(
-        "MX028",
-        f"no document in '{name}' of domain '{domain}'",
-        place=Place(name, detail=", ".join(skipped)),
-        help="check the domain's format and text; "
-        "allow_empty_files: true lets files without records pass",
-    )
 
 
 def _texts(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 import xxhash
 
-from mixc.engine.local import Chain
+from mixc.engine.schedule import Chain
 from mixc.store.hashes import key_of
-from mixc.tokenize.encoder import TokenizerFile
+from mixc.tokenize.encoder import TokenizerFile, Trust
 from mixc.tokenize.inputs import HUB, Input
 from mixc.tokenize.rules import Rules
 from mixc.tokenize.staged import SHARD_BYTES
@@ -27,6 +29,7 @@ def plan_units(
     *,
     allow_empty: bool,
     tokenizer: TokenizerFile,
+    trust: Trust,
     prepare: Callable[[UnitTask], None],
 ) -> list[Chain[UnitTask]]:
     """Chains of one domain's units: a large file part by part, neighbouring small files together.
@@ -46,13 +49,23 @@ def plan_units(
             n: int, *, bundle: tuple[Input, ...] = tuple(bundle), key: str = key, stem: str = stem
         ) -> UnitTask:
             part = (n * PART_BYTES, (n + 1) * PART_BYTES) if is_large(bundle[0]) else None
-            made = UnitTask(f"{key}.{n}", f"{stem}.{n}", bundle, rules, part, allow_empty)
+            made = UnitTask(f"{key}.{n}", f"{stem}.{n}", bundle, rules, part, allow_empty, trust)
             prepare(made)
             return made
 
         size = sum(item.bytes for item in bundle)
         chains.append(Chain(task, size, length=None if large else 1))
     return chains
+
+
+def useful_workers(inputs: Sequence[Input]) -> int:
+    """More workers than this would only start up: text packs to about a third, rarely to less
+    than a tenth. `inputs` are sorted by domain.
+    """
+    domains = (list(mine) for _, mine in groupby(inputs, key=attrgetter("domain")))
+    bundles = [bundle for mine in domains for bundle in _bundles(mine)]
+    large = [bundle[0] for bundle in bundles if is_large(bundle[0])]
+    return max(1, len(bundles) + sum(10 * item.bytes // PART_BYTES for item in large))
 
 
 def is_large(item: Input) -> bool:

@@ -7,6 +7,7 @@ one that an engine failed is kept for good, with the text and both encodings.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from mixc.errors import MixcError, Place
 from mixc.recipe import Tokenizer
 from mixc.store import commit
 from mixc.store.hashes import key_of, seal, unseal
-from mixc.tokenize.check import Mismatch, cpu_features, verify_engine
+from mixc.tokenize.check import Mismatch, cpu_features
 from mixc.tokenize.encoder import REFERENCE, TokenizerFile, Trust
-from mixc.tokenize.engines import PREFERENCE, Engine, Failed, Refused
+from mixc.tokenize.engines import PREFERENCE, Failed, Refused, version_of
 
 _SCHEMA = "mixc.verdict/1"
 _HEAD_BYTES = (64_000, 1_000_000)  # at least, at most; between them a hundredth of a domain
@@ -32,22 +33,27 @@ def head_bytes(domain_bytes: int) -> int:
 def choose(
     options: Tokenizer,
     file: TokenizerFile,
-    heads: Callable[[], list[str]],
-    heads_key: str,
+    trial: Callable[[str], Mismatch | None],
+    trial_key: str,
     folder: Path,
 ) -> Trust:
-    """The engine to encode with, verified on `heads()` unless that is known.
+    """The engine to encode with, verified by `trial(name)` unless it is known to pass that.
 
-    `folder` is where verdicts are kept. Raises MX047 if the recipe names an engine that cannot be
-    used, MX048 if it names one that gave other ids than the reference.
+    `trial_key` stands for the texts of the trial, which raises Refused, and Failed where the
+    reference does. `folder` is where verdicts are kept. Raises MX047 if the recipe
+    names an engine that cannot be used, MX048 if it names one that gave other ids than the
+    reference.
     """
     names = PREFERENCE if options.engine == "auto" else (options.engine,)
     share = 1.0 if options.engine == REFERENCE else options.verify
     reasons, failed = [], False
     for name in names:
         try:
-            engine = file.engine(name)
-            passes = name == REFERENCE or _passes(engine, file, heads, heads_key, folder)
+            version = version_of(name)
+            path = _verdict(folder, file, name, version)
+            passes = name == REFERENCE or _passes(
+                path, file, version, partial(trial, name), trial_key
+            )
         except Refused as refused:
             reasons.append(f"{name}: {refused}")
             continue
@@ -57,24 +63,28 @@ def choose(
         if passes:
             if reasons:
                 progress.say("encoding with " + name + "; " + "; ".join(reasons))
-            return Trust(name, engine.version, share, _condemned(folder, file))
+            return Trust(name, version, share, _condemned(folder, file))
         failed = True
         reasons.append(f"{name}: it gave other ids than {REFERENCE}")
-    place = _verdict(folder, file, name, engine.version) if failed else None
+    place = Place(str(path)) if failed else None
     raise MixcError(
         "MX048" if failed else "MX047",
         f"the engine cannot be used: {reasons[-1]}",
-        place=None if place is None else Place(str(place)),
+        place=place,
         help="engine: auto finds one that can; engine: tokenizers is the reference",
     )
 
 
-def condemn(folder: Path, file: TokenizerFile, mismatch: Mismatch) -> Path:
-    """Keep a mismatch: the engine's version encodes with this tokenizer no more."""
-    path = _verdict(folder, file, mismatch.engine, mismatch.version)
-    verdict = {"schema": _SCHEMA, **_of(file), "heads": [], "mismatch": mismatch.as_dict()}
+def condemn(folder: Path, file: TokenizerFile, version: str, mismatch: Mismatch) -> None:
+    """Keep a mismatch, and say so: this version encodes with this tokenizer no more."""
+    path = _verdict(folder, file, mismatch.engine, version)
+    told = {"version": version, **mismatch.as_dict()}
+    verdict = {"schema": _SCHEMA, **_of(file), "heads": [], "mismatch": told}
     commit.write_file(path, seal(verdict))
-    return path
+    progress.say(
+        f"{mismatch.engine} {version} gave other ids than {REFERENCE}: "
+        f"it is dropped, and what it encoded is encoded again; the text is kept in {path}"
+    )
 
 
 def _of(file: TokenizerFile) -> dict[str, str]:
@@ -91,40 +101,30 @@ def _condemned(folder: Path, file: TokenizerFile) -> tuple[tuple[str, str], ...]
 
 
 def _passes(
-    engine: Engine,
+    path: Path,
     file: TokenizerFile,
-    heads: Callable[[], list[str]],
-    heads_key: str,
-    folder: Path,
+    version: str,
+    trial: Callable[[], Mismatch | None],
+    trial_key: str,
 ) -> bool:
-    path = _verdict(folder, file, engine.name, engine.version)
     known = _read(path)
     if known["mismatch"] is not None:
         return False
-    if heads_key in known["heads"]:
+    if trial_key in known["heads"]:
         return True
-    reference = file.engine(REFERENCE)
-    mismatch = verify_engine(engine, reference, file.specials, heads())
+    mismatch = trial()
     if mismatch is not None:
-        say_condemned(mismatch, condemn(folder, file, mismatch))
+        condemn(path.parent, file, version, mismatch)
         return False
     # The latest few: a recipe that changes back and forth need not verify each time.
     verdict = {
         "schema": _SCHEMA,
         **_of(file),
-        "heads": [*known["heads"][-63:], heads_key],
+        "heads": [*known["heads"][-63:], trial_key],
         "mismatch": None,
     }
     commit.write_file(path, seal(verdict))
     return True
-
-
-def say_condemned(mismatch: Mismatch, path: Path) -> None:
-    """Tell people that an engine is dropped, and where the proof is."""
-    progress.say(
-        f"{mismatch.engine} {mismatch.version} gave other ids than {REFERENCE}: "
-        f"it is dropped, and what it encoded is encoded again; the text is kept in {path}"
-    )
 
 
 def _verdict(folder: Path, file: TokenizerFile, name: str, version: str) -> Path:

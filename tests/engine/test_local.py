@@ -8,6 +8,7 @@ import time
 import pytest
 
 from mixc.engine import local
+from mixc.engine.schedule import Chain
 from mixc.errors import MixcError, Place
 
 
@@ -91,22 +92,16 @@ def visit(offset, task, report):
 
 def chains_of(lengths):
     return [
-        local.Chain(lambda n, c=c, k=k: (c, n, k), size=k, length=None)
-        for c, k in enumerate(lengths)
+        Chain(lambda n, c=c, k=k: (c, n, k), size=k, length=None) for c, k in enumerate(lengths)
     ]
 
 
 def run_chains(lengths, workers):
-    done = local.run_chains(
-        visit,
-        chains_of(lengths),
-        ended=lambda result: result[2],
-        setup=context,
-        arguments=(0,),
-        workers=workers,
-        report=lambda amount: None,
-    )
-    return [(chain, n) for chain, n, result in done]
+    with local.Crew(workers) as crew:
+        crew.prepare(context, 0)
+        options = {"ended": lambda result: result[2], "report": lambda amount: None}
+        done = crew.run_chains(visit, chains_of(lengths), **options)
+        return [(chain, n) for chain, n, result in done]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -117,16 +112,27 @@ def test_every_task_of_every_chain_is_done_once(workers, lengths):
 
 
 def test_one_long_chain_is_shared_by_all_workers():
-    done = local.run_chains(
-        whoami,
-        chains_of([40]),
-        ended=lambda result: result[1],
-        setup=context,
-        arguments=(0,),
-        workers=2,
-        report=lambda amount: None,
-    )
-    assert len({result[0] for _, _, result in done}) == 2
+    with local.Crew(2) as crew:
+        crew.prepare(context, 0)
+        options = {"ended": lambda result: result[1], "report": lambda amount: None}
+        done = crew.run_chains(whoami, chains_of([40]), **options)
+        assert len({result[0] for _, _, result in done}) == 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_crew_is_prepared_anew_between_runs_and_outlives_errors(workers):
+    ignore = {"report": lambda amount: None}
+    with local.Crew(workers) as crew:
+        for setup, offset in ((context, 10), (context, 20), (no_context, 0), (context, 30)):
+            crew.prepare(setup, offset)
+            if setup is no_context:
+                with pytest.raises(MixcError, match="damaged"):
+                    list(crew.run(add, [1, 2, 3], **ignore))
+                continue
+            assert list(crew.run(add, [1, 2, 3], **ignore)) == [offset + n for n in (1, 2, 3)]
+            with pytest.raises(MixcError, match="not JSON"):
+                list(crew.run(add, [1, "wrong", 3], **ignore))
+            assert list(crew.run(add, [4], **ignore)) == [offset + 4]
 
 
 def whoami(offset, task, report):

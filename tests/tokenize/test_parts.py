@@ -35,7 +35,6 @@ def tiny_parts(monkeypatch):
     """Every file is large, and its parts are tiny."""
     monkeypatch.setattr(units, "_LARGE_BYTES", 0)
     monkeypatch.setattr(units, "PART_BYTES", 500)
-    monkeypatch.setattr(stage, "PART_BYTES", 500)
 
 
 def as_jsonl(corpus):

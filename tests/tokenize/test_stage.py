@@ -488,6 +488,7 @@ def test_units_of_many_small_files_hardly_move(tmp_path):
             rules_of(Domain(paths=("a",))),
             allow_empty=False,
             tokenizer=file,
+            trust=encoder.Trust("tokenizers", "1", 1.0),
             prepare=lambda task: None,
         )
         tasks = [chain.task(0) for chain in chains]

@@ -13,7 +13,7 @@ from mixc.inspect import inspect
 from mixc.pipeline import plan as run_plan
 from mixc.recipe import load
 from mixc.store.hashes import unseal
-from mixc.tokenize import encoder, verdicts
+from mixc.tokenize import encoder, stage, verdicts
 from mixc.tokenize.check import Mismatch
 from mixc.tokenize.encoder import EngineMismatch
 from mixc.tokenize.engines import Failed, load_engine
@@ -27,11 +27,13 @@ class Wrong:
     """fastokens, but for texts that hold a certain word once it is armed."""
 
     name = "fastokens"
-    version = "9.9"
     armed = True
 
     def __init__(self, real):
         self._real = real
+
+    def vocabulary(self):
+        return self._real.vocabulary()
 
     def encode(self, batch):
         ids, lengths = self._real.encode(batch)
@@ -43,18 +45,27 @@ class Wrong:
 
 
 @pytest.fixture
-def wrong(monkeypatch):
-    """Replace fastokens by an engine that is wrong where it is hard to see."""
+def doubled(monkeypatch):
+    """A function that has a double stand in for an engine, as version 9.9."""
     real = encoder.load_engine
 
-    def load_wrong(name, raw, mode):
-        loaded = real(name, raw, mode)
-        return Wrong(loaded) if name == "fastokens" else loaded
+    def double(kind, name="fastokens"):
+        def load_double(asked, raw, mode):
+            loaded = real(asked, raw, mode)
+            return kind(loaded) if asked == name else loaded
 
-    monkeypatch.setattr(encoder, "load_engine", load_wrong)
+        monkeypatch.setattr(encoder, "load_engine", load_double)
+        monkeypatch.setattr(verdicts, "version_of", lambda name: "9.9")
+        encoder._engine.cache_clear()
+
+    yield double
     encoder._engine.cache_clear()
-    yield
-    encoder._engine.cache_clear()
+
+
+@pytest.fixture
+def wrong(doubled):
+    """Replace fastokens by an engine that is wrong where it is hard to see."""
+    doubled(Wrong)
 
 
 def recipe(folder, corpus, **options):
@@ -189,8 +200,8 @@ def test_an_engine_that_refuses_the_tokenizer(tmp_path, capsys):
 
 def test_a_verdict_is_kept_and_one_that_is_damaged_is_not_relied_on(tmp_path, monkeypatch):
     tried = []
-    real = verdicts.verify_engine
-    monkeypatch.setattr(verdicts, "verify_engine", lambda *a: tried.append(1) or real(*a))
+    real = stage.trials
+    monkeypatch.setattr(stage, "trials", lambda *a: tried.append(1) or real(*a))
     corpus = texts(1, 50)
     tokenize(recipe(tmp_path, corpus), workers=1)
     tokenize(recipe(tmp_path, corpus, verify=0.5), workers=1)
@@ -219,33 +230,30 @@ def test_verification_does_not_depend_on_the_number_of_workers(tmp_path, monkeyp
     assert manifests[0] == manifests[1]
 
 
-def test_ids_out_of_range_are_noticed(monkeypatch, tmp_path):
-    class TooLarge:
-        name, version = "tokenizers", "1"
-
+def test_ids_out_of_range_are_noticed(doubled, tmp_path):
+    class TooLarge(Wrong):
         def encode(self, batch):
             return np.full(len(batch), 1 << 20, np.uint32), np.ones(len(batch), np.int64)
 
-    monkeypatch.setattr(encoder, "_engine", lambda *a: TooLarge())
+    doubled(TooLarge, "tokenizers")
     with pytest.raises(MixcError) as caught:
         tokenize(recipe(tmp_path, ["a"], engine="tokenizers"), workers=1)
     assert caught.value.code == "MX031"
 
 
 def find_mismatch(context, task, report):
-    raise EngineMismatch(Mismatch("fastokens", "9.9", "text", [1], [2]))
+    raise EngineMismatch(Mismatch("fastokens", "text", [1], [2]))
 
 
 def test_a_mismatch_found_by_a_worker_process_arrives_whole():
     options = {"setup": dict, "arguments": (), "workers": 2, "report": lambda amount: None}
     with pytest.raises(EngineMismatch) as caught:
         list(local.run(find_mismatch, [1, 2], **options))
-    assert caught.value.mismatch == Mismatch("fastokens", "9.9", "text", [1], [2])
+    assert caught.value.mismatch == Mismatch("fastokens", "text", [1], [2])
 
 
-def test_where_an_engine_gives_up_the_reference_encodes(tmp_path, monkeypatch):
+def test_where_an_engine_gives_up_the_reference_encodes(tmp_path, doubled, monkeypatch):
     monkeypatch.setattr("mixc.tokenize.stage.head_bytes", lambda size: 0)
-    real = encoder.load_engine
 
     class GivesUp(Wrong):
         armed = False
@@ -255,15 +263,9 @@ def test_where_an_engine_gives_up_the_reference_encodes(tmp_path, monkeypatch):
                 raise Failed("too hard")
             return super().encode(batch)
 
-    def load_weak(name, raw, mode):
-        loaded = real(name, raw, mode)
-        return GivesUp(loaded) if name == "fastokens" else loaded
-
-    monkeypatch.setattr(encoder, "load_engine", load_weak)
-    encoder._engine.cache_clear()
+    doubled(GivesUp)
     corpus = [f"{MARK} first", *texts(1, 20)]
     store = tokenize(recipe(tmp_path, corpus), workers=1)
-    encoder._engine.cache_clear()
     right = tokenize(recipe(tmp_path / "right", corpus, engine="tokenizers"), workers=1)
     assert without_engines(store) == without_engines(right)
     source = inspect(store.root)["sources"]["web"]
@@ -305,9 +307,7 @@ def test_a_reference_that_gives_up_on_the_texts_to_try_leaves_the_engine_untried
     assert run_plan(recipe(tmp_path, ["a b", "unheard of"]), workers=1)[0].status == "stale"
 
 
-def test_an_id_out_of_range_is_a_mismatch_of_a_fast_engine(tmp_path, monkeypatch):
-    real = encoder.load_engine
-
+def test_an_id_out_of_range_is_a_mismatch_of_a_fast_engine(tmp_path, doubled, monkeypatch):
     class TooLarge(Wrong):
         def encode(self, batch):
             ids, lengths = super().encode(batch)
@@ -315,13 +315,7 @@ def test_an_id_out_of_range_is_a_mismatch_of_a_fast_engine(tmp_path, monkeypatch
                 ids[0] = 1 << 30
             return ids, lengths
 
-    def load_wrong(name, raw, mode):
-        loaded = real(name, raw, mode)
-        return TooLarge(loaded) if name == "fastokens" else loaded
-
-    monkeypatch.setattr(encoder, "load_engine", load_wrong)
+    doubled(TooLarge)
     monkeypatch.setattr("mixc.tokenize.stage.head_bytes", lambda size: 0)
-    encoder._engine.cache_clear()
     store = tokenize(recipe(tmp_path, [f"{MARK} far out", *texts(1, 20)], verify=0.0), workers=1)
-    encoder._engine.cache_clear()
     assert "fastokens" not in " ".join(engines(store))

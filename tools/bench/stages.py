@@ -24,7 +24,7 @@ from mixc.readers.records import BadRecord, ReadOptions, Record, Source
 from mixc.registry import READERS
 from mixc.store.shard import token_dtype
 from mixc.tokenize.encoder import describe
-from mixc.tokenize.engines import Refused, load_engine
+from mixc.tokenize.engines import Refused, load_engine, version_of
 
 _BATCH_BYTES = 1 << 20
 
@@ -78,7 +78,7 @@ def encode(texts: list[str], raw: str) -> tuple[float, NDArray[np.uint32], str]:
     for batch in cut:
         found.append(engine.encode(batch)[0])
     seconds = time.perf_counter() - start
-    return seconds, np.concatenate(found), f"{engine.name} {engine.version}"
+    return seconds, np.concatenate(found), f"{engine.name} {version_of(engine.name)}"
 
 
 def write(ids: NDArray[Any], scratch: Path) -> float:

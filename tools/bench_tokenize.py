@@ -44,7 +44,7 @@ from bench.peers import (
 from mixc.errors import MixcError
 
 PARTS = (*OTHERS, "stages")
-SMALLER = 10  # start-up is what a cut of a tenth costs beside the whole
+STAGE_RUNS = 5
 
 
 @dataclass
@@ -54,7 +54,6 @@ class Bench:
     arguments: argparse.Namespace
     folder: Path
     whole: Cut
-    part: Cut
     pythons: dict[str, Path]
     notes: list[str] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -72,18 +71,18 @@ class Bench:
         self.failed = True
         self.note(text)
 
-    def job(self, tool: Tool, known: Vocabulary, processes: int, *, part: bool = False) -> Job:
+    def job(self, tool: Tool, known: Vocabulary, processes: int) -> Job:
         """A run of a tool in a fresh folder."""
         out = self.folder / "out"
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         python = self.pythons.get(tool.name, Path(sys.executable))
         sets = (*self.arguments.set, *tool.sets)
-        return Job(self.part if part else self.whole, known, processes, out, python, sets)
+        return Job(self.whole, known, processes, out, python, sets)
 
     def run(self, tool: Tool, job: Job) -> Usage | None:
         """Run a job; None, and a note, if it fails."""
-        log, env = self.folder / "log", dict(os.environ)
+        log, env = self.folder / "log", environment()
         if tool.packages:
             env.pop("PYTHONPATH", None)
         try:
@@ -112,6 +111,11 @@ class Bench:
         except (MixcError, OSError, ValueError, LookupError) as error:
             self.fail(f"{tool.name}: FAILED, as its output cannot be read: {error}")
             return None
+
+
+def environment() -> dict[str, str]:
+    """What commands run in: compiled modules are kept, as where people install things."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
 
 def say(text: str, end: str = "\n") -> None:
@@ -177,36 +181,31 @@ def row(
 
 
 def stage_sums(bench: Bench, known: Vocabulary) -> None:
-    """Each stage alone on one core, beside the whole and its tenth."""
+    """Each stage alone on one core, beside a worker that does them all."""
     script, scratch = Path(__file__).parent / "bench/stages.py", bench.folder / "scratch"
     line = [sys.executable, str(script), str(bench.whole.folder), str(known.path), str(scratch)]
-    runs, walls = [], {False: list[float](), True: list[float]()}
-    for _ in range(bench.arguments.repeat):
-        for part in (False, True):
-            if usage := bench.run(MIXC, bench.job(MIXC, known, 1, part=part)):
-                walls[part].append(usage.wall)
+    runs = []
+    for _ in range(STAGE_RUNS):
         say(f"{known.path.stem}: the stages alone ...")
         log = bench.folder / "log"
-        usage = measure(line, cores=1, log=log, env=os.environ, cwd=bench.folder)
+        usage = measure(line, cores=1, log=log, env=environment(), cwd=bench.folder)
+        shutil.rmtree(scratch, ignore_errors=True)
         last = (log.read_text(errors="replace").strip().splitlines() or [""])[-1]
         if usage.code:
             bench.fail(f"the stages alone: FAILED: {last}")
             return
         runs.append(json.loads(last))
-    if not walls[True] or not walls[False]:
-        return
-    seconds = {name: min(run["seconds"][name] for run in runs) for name in runs[0]["seconds"]}
-    steady = min(walls[False]) - min(walls[True])
     bench.stages.append(
         {
             "tokenizer": known.path.stem,
             "engine": runs[0]["engine"],
             "tokens": runs[0]["tokens"],
-            "seconds": seconds,
             "bytes": bench.whole.text_bytes,
-            "steady_seconds": steady,
-            "steady_bytes": bench.whole.text_bytes - bench.part.text_bytes,
-            "whole_seconds": min(walls[False]),
+            "seconds": {
+                name: median(run["seconds"][name] for run in runs) for name in runs[0]["seconds"]
+            },
+            "worker": median(run["worker"] for run in runs),
+            "shares": sorted(sum(run["seconds"].values()) / run["worker"] for run in runs),
         }
     )
 
@@ -216,11 +215,8 @@ def prepare(arguments: argparse.Namespace, folder: Path, known: list[Vocabulary]
     say(f"cutting {arguments.megabytes} MB from {arguments.corpus} ...")
     banned = special_strings([one.path for one in known])
     size = int(arguments.megabytes * 1e6)
-    whole, part = (
-        cut(arguments.corpus, folder / name, size=one, files=arguments.files, banned=banned)
-        for name, one in (("whole", size), ("part", size // SMALLER))
-    )
-    bench = Bench(arguments, folder, whole, part, {})
+    whole = cut(arguments.corpus, folder / "cut", size=size, files=arguments.files, banned=banned)
+    bench = Bench(arguments, folder, whole, {})
     for key in arguments.only:
         tool = OTHERS.get(key)
         if tool is None or not tool.packages:
@@ -241,7 +237,7 @@ def parse(line: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--names", nargs="+", default=["gpt2", "llama3"], metavar="NAME")
     parser.add_argument("--venvs", type=Path, required=True, help="where the peers are installed")
     parser.add_argument("--megabytes", type=float, default=110, help="of text to tokenize")
-    parser.add_argument("--files", type=int, default=4)
+    parser.add_argument("--files", type=int, default=8)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeat", type=int, default=2, help="runs of each; the median counts")
     parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 from mixc.errors import MixcError, Place
 from mixc.readers.records import BadRecord, ReadOptions, Record
@@ -40,7 +41,8 @@ class Reading:
         return self._part(start, stop)
 
     def _part(self, start: int, stop: int) -> Iterator[Record | BadRecord]:
-        while (record := self._next()) is not None:
+        held, self._held = self._held, None
+        for record in chain(() if held is None else (held,), self._records):
             if record.position >= stop:
                 self._held = record
                 return
@@ -52,12 +54,6 @@ class Reading:
         """Every record of the file."""
         yield from self._records
         self.ended = True
-
-    def _next(self) -> Record | BadRecord | None:
-        if self._held is not None:
-            record, self._held = self._held, None
-            return record
-        return next(self._records, None)
 
     def check_unchanged(self, *, at_end: bool) -> None:
         """Raise MX029 if the file is not what the plan found."""

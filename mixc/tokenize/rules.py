@@ -14,8 +14,6 @@ from mixc.readers.records import EXCERPT, BadRecord, ReadOptions, Record
 if TYPE_CHECKING:  # workers do without pydantic
     from mixc.recipe import Domain
 
-_PACK = msgspec.msgpack.Encoder().encode
-_HEADS = {0xD9: 2, 0xDA: 3, 0xDB: 5}  # bytes; MessagePack's str 8, 16 and 32
 _INVALID = "MX022"
 _SURROGATE = "a lone surrogate has no UTF-8 form"
 
@@ -133,7 +131,8 @@ def _document(record: Record, rules: Rules) -> Text | BadRecord:
     if not text:
         return BadRecord("MX023", "the document is empty", row, position)
     try:
-        utf8 = _utf8(text)
+        # Unlike `str.encode`, this leaves the UTF-8 with the text, for the engine to find.
+        utf8 = msgspec.Raw(text)
     except UnicodeEncodeError:
         return _bad(_INVALID, _SURROGATE, row, position, text)
     if len(utf8) > rules.read.max_bytes:
@@ -151,18 +150,6 @@ def _document(record: Record, rules: Rules) -> Text | BadRecord:
             return _bad("MX021", f"no value in the field '{missing}'", row, position, text)
     doc_id = xxhash.xxh3_64_intdigest(utf8)
     return Text(row, position, text, doc_id, len(utf8), own_id, split, record.replaced)
-
-
-def _utf8(text: str) -> bytes | memoryview:
-    """The text's UTF-8. Raises UnicodeEncodeError for a lone surrogate.
-
-    Packed, a text is a short head and its UTF-8. Unlike `str.encode`, packing leaves the UTF-8
-    with the string, so that the engine need not make it again.
-    """
-    if text.isascii():
-        return text.encode()
-    packed = _PACK(text)
-    return memoryview(packed)[_HEADS.get(packed[0], 1) :]
 
 
 def _bad(code: str, reason: str, row: int, position: int, text: str) -> BadRecord:

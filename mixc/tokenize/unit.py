@@ -28,7 +28,7 @@ from mixc.tokenize.reading import Reading
 from mixc.tokenize.rules import Counts, Rules, Text, select
 from mixc.tokenize.staged import Quarantine, Shards
 
-_BATCH_BYTES = 1 << 20
+BATCH_BYTES = 2 << 20
 _SPELLED = "the text spells the end-of-text token, as this tokenizer reads it"
 _SPECIAL = "the text spells a special token, which special_tokens: error forbids"
 _UNIT_SCHEMA = "mixc.unit/2"
@@ -173,7 +173,7 @@ def _tokenize_file(work: _Work, number: int, reading: Reading) -> dict[str, Any]
     counts, reported = Counts(), source.consumed
     skips = reading.skips
     try:
-        for batch in _batches(_texts(work, select(records, task.rules, counts), reading, counts)):
+        for batch in _batches(work, select(records, task.rules, counts), reading, counts):
             if skips:  # what was passed over is others' work
                 skips, reported = False, source.consumed
             _encode(work, number, batch, reading, counts)
@@ -190,18 +190,27 @@ def _tokenize_file(work: _Work, number: int, reading: Reading) -> dict[str, Any]
     return counts.as_dict()
 
 
-def _texts(
+def _batches(
     work: _Work, found: Iterator[Text | BadRecord], reading: Reading, counts: Counts
-) -> Iterator[Text]:
-    """The documents of a file; bad records raise, or go into quarantine."""
+) -> Iterator[list[Text]]:
+    """The documents of a file, many at once; bad records raise, or go into quarantine."""
     forbidden = work.encoder.forbidden
+    batch: list[Text] = []
+    size = 0
     for one in found:
         if isinstance(one, BadRecord):
             _refuse(work, one, reading, counts)
-        elif forbidden is not None and forbidden.search(one.text):
+            continue
+        if forbidden is not None and forbidden.search(one.text):
             _refuse(work, one.bad("MX032", _SPECIAL), reading, counts)
-        else:
-            yield one
+            continue
+        batch.append(one)
+        size += one.size
+        if size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _refuse(work: _Work, bad: BadRecord, reading: Reading, counts: Counts) -> None:
@@ -210,19 +219,6 @@ def _refuse(work: _Work, bad: BadRecord, reading: Reading, counts: Counts) -> No
         raise bad.error(reading.source)
     counts.skipped[bad.code] = counts.skipped.get(bad.code, 0) + 1
     work.quarantine.add(reading.item.name, bad)
-
-
-def _batches(texts: Iterator[Text]) -> Iterator[list[Text]]:
-    batch: list[Text] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += text.size
-        if size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _encode(work: _Work, number: int, batch: list[Text], reading: Reading, counts: Counts) -> None:

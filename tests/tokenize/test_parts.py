@@ -157,7 +157,7 @@ def test_the_sizes_of_what_is_read_and_encoded_at_once_change_no_byte(tmp_path, 
     expected = tree(tokenize(load(path), workers=1).root)
     for number, (block, batch) in enumerate([(64, 1), (1 << 20, 1), (200, 300), (64, 1 << 20)]):
         monkeypatch.setattr(codecs, "BLOCK", block)
-        monkeypatch.setattr(unit_module, "_BATCH_BYTES", batch)
+        monkeypatch.setattr(unit_module, "BATCH_BYTES", batch)
         assert tree(tokenize(load(path, [f"workdir=w{number}"]), workers=1).root) == expected
 
 

@@ -6,8 +6,6 @@ import json
 import numpy as np
 import pytest
 from helpers import EOT, write_recipe
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mixc.errors import MixcError, MixcErrors
 from mixc.inspect import inspect
@@ -250,18 +248,6 @@ def test_special_tokens_in_a_text(tmp_path, kind):
 
 def test_values_are_compared_as_text():
     assert [rules.as_text(one) for one in ("en", True, 5)] == ["en", "true", "5"]
-
-
-@given(st.text(st.characters(codec="utf-8"), max_size=40), st.integers(1, 3000))
-def test_the_bytes_of_a_text(text, times):
-    """Of every length: the head that packing puts before them is cut off whole."""
-    assert bytes(rules._utf8(text * times)) == (text * times).encode()
-
-
-@pytest.mark.parametrize("text", ["\ud800", "a" * 300 + "\udfff", "é\ud800"])
-def test_a_lone_surrogate_has_no_bytes(text):
-    with pytest.raises(UnicodeEncodeError):
-        rules._utf8(text)
 
 
 def test_a_split_may_not_be_called_like_a_file_of_the_store(tmp_path):

@@ -156,7 +156,7 @@ def test_no_document_may_spell_an_end_of_text(tmp_path, model):
 
 def test_shards_are_cut_by_the_inputs_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(staged, "SHARD_BYTES", 400)
-    monkeypatch.setattr(unit, "_BATCH_BYTES", 100)
+    monkeypatch.setattr(unit, "BATCH_BYTES", 100)
     corpus = texts(1, 120)
     store = tokenize(load(write_recipe(tmp_path, {"web": corpus})), workers=1)
     shards = store.domains["web"].shards

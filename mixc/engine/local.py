@@ -48,6 +48,7 @@ class Crew:
     """
 
     def __init__(self, workers: int) -> None:
+        self.workers = max(1, workers)
         self._context: Any = None
         self._setup: tuple[Callable[..., Any], tuple[object, ...]] | None = None
         self._pipes: list[Connection] = []
@@ -123,8 +124,9 @@ class Crew:
     ) -> Iterator[tuple[int, int, Result]]:
         """Yield (chain, n, result) of every task; each chain's in order, the chains as they go.
 
-        After an error what is under way is finished; then the first of its errors, in the order
-        of chains, is raised.
+        `ended` judges each result in this process: whether it is its chain's last; what it raises
+        counts as the task's own error. After an error what is under way is finished; then the
+        first of the errors, in the order of chains, is raised.
         """
         schedule = Schedule(chains, ahead)
         if self._pipes:
@@ -162,10 +164,13 @@ class Crew:
                     # Whatever becomes of the display, the work goes on.
                     with suppress(Exception):
                         report(value)
-                elif kind == "failed":
-                    failures[places.pop(worker)] = value
+                    continue
+                place = places.pop(worker)
+                last, failure = _judged(ended, kind, value)
+                if failure is None:
+                    yield from schedule.done(place, value, last)
                 else:
-                    yield from schedule.done(places.pop(worker), value, ended(value))
+                    failures[place] = failure
             if not failures:
                 hand_out()
         if failures:
@@ -183,6 +188,18 @@ class Crew:
                     raise _died() from error
                 heard.append((worker, kind, value))
         return heard
+
+
+def _judged(
+    ended: Callable[[Any], bool], kind: str, value: Any
+) -> tuple[bool, BaseException | None]:
+    """Of a task that is over: whether it is its chain's last, or its error."""
+    if kind == "failed":
+        return False, value
+    try:
+        return ended(value), None
+    except Exception as error:
+        return False, error
 
 
 def _send(pipe: Connection, message: tuple[object, ...]) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import sha256
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import msgspec
 import numpy as np
@@ -174,15 +174,24 @@ class EngineMismatch(Exception):  # noqa: N818 (not an error of the user's)
         self.mismatch = mismatch
 
 
+class Samples(Protocol):
+    """Where texts go that are to be verified, with their ids and their bytes of UTF-8."""
+
+    def add(self, text: str, ids: NDArray[np.uint32], size: int) -> None:
+        """Take a text."""
+        ...
+
+
 class Encoder:
-    """Encodes batches of texts, each closed by the end-of-text id, and verifies a sample."""
+    """Encodes batches of texts, each closed by the end-of-text id; gives samples of its work."""
 
     def __init__(self, file: TokenizerFile, trust: Trust) -> None:
         self.trust = trust
         self._file = file
         self._engine = file.engine(trust.engine)
         self._sampler: Sampler | None = None
-        self._counts, self._gave_up = [0, 0], 0
+        self._samples: Samples | None = None
+        self.gave_up = 0
         self.eot_id = file.eot_id
         self.dtype = token_dtype(file.vocab_size)
         # `encode` is the user's own wish: then a text may hold the end-of-text id.
@@ -194,42 +203,34 @@ class Encoder:
     def _reference(self) -> Engine:
         return self._file.engine(REFERENCE)
 
-    def begin(self) -> None:
+    def begin(self, samples: Samples) -> None:
         """Begin a unit: what is verified of it depends on the unit alone."""
-        self._counts, self._gave_up = [0, 0], 0
+        self.gave_up, self._samples = 0, samples
         if self.trust.engine != REFERENCE and self.trust.share > 0:
             file = self._file
             self._sampler = Sampler(self.trust.share, file.normalizes, file.specials)
-
-    def verified(self) -> dict[str, Any]:
-        """What encoded since `begin`, and how much was compared with the reference."""
-        documents, size = self._counts
-        return {
-            "name": self.trust.engine,
-            "version": self.trust.version,
-            "share": self.trust.share,
-            "verified_documents": documents,
-            "verified_bytes": size,
-            "gave_up": self._gave_up,
-        }
 
     def encode(
         self, texts: list[str], doc_id: NDArray[np.uint64], n_bytes: NDArray[np.uint32]
     ) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Tokens of all texts end to end, and the length of each.
 
-        Raises MX031 for an id out of range, EngineMismatch if the reference disagrees.
+        Raises MX031 for an id out of range, EngineMismatch if the reference has other ids then.
         """
         ids, counts = self._ids(texts)
         # numpy wraps silently where an id does not fit.
         if len(ids) and int(ids.max()) >= self._file.vocab_size:
             self._compare(texts)
             raise MixcError("MX031", f"the tokenizer gave the id {int(ids.max())}")
-        if self._sampler is not None:
+        if self._sampler is not None and self._samples is not None:
             stops = np.cumsum(counts)
             for i in self._sampler.choose(texts, doc_id, n_bytes).tolist():
-                got = ids[stops[i] - counts[i] : stops[i]]
-                self._verify(texts[i], got, int(doc_id[i]), int(n_bytes[i]))
+                if n_bytes[i] > LONG_BYTES and self.trust.share < 1:
+                    part = stretch(texts[i], int(doc_id[i]))
+                    self._samples.add(part, self._ids([part])[0], len(part.encode()))
+                else:
+                    got = ids[stops[i] - counts[i] : stops[i]]
+                    self._samples.add(texts[i], got, int(n_bytes[i]))
         ends = np.cumsum(counts + 1)
         flat = np.empty(int(ends[-1]) if len(ends) else 0, self.dtype)
         inside = np.ones(len(flat), np.bool_)
@@ -247,29 +248,19 @@ class Encoder:
                     return ids, counts
             except Failed:
                 pass
-            self._gave_up += len(texts)
+            self.gave_up += len(texts)
         with _tokenizer_gives_up():
             return self._reference.encode(texts)
 
-    def _compare(self, texts: list[str], got: Encoded | None = None) -> None:
+    def _compare(self, texts: list[str]) -> None:
         """Raise EngineMismatch if the reference has other ids for one of the texts."""
         if self.trust.engine == REFERENCE:
             return
         with _tokenizer_gives_up():
-            mismatch = compare(self._engine, self._reference, texts, got)
+            expected = self._reference.encode(texts)
+        mismatch = compare(self._engine, texts, expected)
         if mismatch is not None:
             raise EngineMismatch(mismatch)
-
-    def _verify(self, text: str, got: NDArray[np.uint32], doc_id: int, size: int) -> None:
-        """Compare a document, or a stretch of a long one, with the reference."""
-        if size > LONG_BYTES and self.trust.share < 1:
-            text = stretch(text, doc_id)
-            self._compare([text])
-            size = len(text.encode())
-        else:
-            self._compare([text], (got, np.array([len(got)])))
-        self._counts[0] += 1
-        self._counts[1] += size
 
 
 @contextmanager

@@ -20,13 +20,14 @@ from mixc.store.shard import token_dtype
 from mixc.store.store import MANIFEST, Store, Unit, open_store
 from mixc.tokenize.assemble import gather_source, options_key, write_tree
 from mixc.tokenize.check import Mismatch, trials
-from mixc.tokenize.encoder import EngineMismatch, TokenizerFile, Trust
+from mixc.tokenize.encoder import REFERENCE, EngineMismatch, TokenizerFile, Trust
 from mixc.tokenize.estimate import estimate
 from mixc.tokenize.inputs import Input, find, hashed
 from mixc.tokenize.reading import head
 from mixc.tokenize.rules import rules_of
+from mixc.tokenize.samples import Verifier
 from mixc.tokenize.tokenizer import obtain, stored_tokenizer, tokenizer_key
-from mixc.tokenize.unit import UnitTask, make_worker, stage_unit, tokenize_unit, try_engine
+from mixc.tokenize.unit import Made, UnitTask, make_worker, stage_unit, tokenize_unit, try_engine
 from mixc.tokenize.units import ALGORITHM, plan_units, useful_workers
 from mixc.tokenize.verdicts import choose, condemn, head_bytes
 
@@ -129,7 +130,9 @@ def _trusted(
         heads: list[str] = []
         for name, item in sorted(firsts.items()):
             heads += head(item, rules_of(recipe.domains[name]), head_bytes(sizes[name]))
-        tasks = [(engine, texts) for texts in trials(file.specials, heads)]
+        reference = file.engine(REFERENCE)
+        # The workers load the engine meanwhile.
+        tasks = [(engine, texts, reference.encode(texts)) for texts in trials(file.specials, heads)]
         found = list(crew.run(try_engine, tasks, report=lambda _: None))
         return next((mismatch for mismatch in found if mismatch is not None), None)
 
@@ -173,13 +176,22 @@ class _Run:
         chains, domains = self._chains()
         done: list[list[tuple[UnitTask, Unit]]] = [[] for _ in chains]
         total = sum(item.bytes for item in self.todo.inputs)
-        with progress.task("tokenize", total, "B") as bar:
-            for number, n, unit in crew.run_chains(
-                tokenize_unit, chains, ended=attrgetter("ended"), report=bar.advance
+        with (
+            Verifier(self.file, self.trust.engine, crew.workers) as verifier,
+            progress.task("tokenize", total, "B") as bar,
+        ):
+
+            def ended(made: Made) -> bool:
+                verifier.submit([self.staging / made.folder / one.path for one in made.samples])
+                return made.unit.ended
+
+            for number, n, made in crew.run_chains(
+                tokenize_unit, chains, ended=ended, report=bar.advance
             ):
-                done[number].append((chains[number].task(n), unit))
-                if unit.ended:
+                done[number].append((chains[number].task(n), made.unit))
+                if made.unit.ended:
                     self._check_files(done[number])
+            verifier.finish()
         sources: dict[str, list[tuple[UnitTask, Unit]]] = {name: [] for name in domains}
         for name, mine in zip(domains, done, strict=True):
             sources[name] += mine
@@ -218,7 +230,7 @@ class _Run:
                 source = old.root / file.path
                 if source.is_file() and not source.is_symlink():
                     commit.link(source, folder / source.name)
-            stage_unit(folder, unit)
+            stage_unit(folder, Made(unit, task.folder))
 
         return stage_known
 

@@ -18,20 +18,22 @@ from mixc.errors import MixcError
 from mixc.readers.records import BadRecord
 from mixc.store import commit
 from mixc.store.columns import strings
-from mixc.store.hashes import check_file, seal, unseal
+from mixc.store.hashes import FileRecord, check_file, seal, unseal
 from mixc.store.shard import Documents
 from mixc.store.store import Unit
 from mixc.tokenize.check import Mismatch, verify_engine
-from mixc.tokenize.encoder import REFERENCE, Encoder, TokenizerFile, Trust
+from mixc.tokenize.encoder import Encoder, TokenizerFile, Trust
+from mixc.tokenize.engines import Encoded
 from mixc.tokenize.inputs import Input
 from mixc.tokenize.reading import Reading
 from mixc.tokenize.rules import Counts, Rules, Text, select
+from mixc.tokenize.samples import Samples
 from mixc.tokenize.staged import Quarantine, Shards
 
 BATCH_BYTES = 2 << 20
 _SPELLED = "the text spells the end-of-text token, as this tokenizer reads it"
 _SPECIAL = "the text spells a special token, which special_tokens: error forbids"
-_UNIT_SCHEMA = "mixc.unit/2"
+_UNIT_SCHEMA = "mixc.unit/3"
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,18 @@ class UnitTask:
     def first(self) -> bool:
         """Whether nothing of its files comes before it."""
         return self.part is None or self.part[0] == 0
+
+
+@dataclass(frozen=True)
+class Made:
+    """A unit whose files are all staged, and files of samples of it that are to be verified.
+
+    `folder`: where they lie, in staging.
+    """
+
+    unit: Unit
+    folder: str
+    samples: tuple[FileRecord, ...] = ()
 
 
 @dataclass
@@ -95,27 +109,27 @@ def make_worker(file: TokenizerFile, staging: Path) -> Worker:
     return Worker(file, staging)
 
 
-def try_engine(worker: Worker, task: tuple[str, list[str]], _: Report) -> Mismatch | None:
-    """Verify an engine, by its name, on texts. Raises Refused; Failed where the reference does."""
-    name, texts = task
-    return verify_engine(worker.file.engine(name), worker.file.engine(REFERENCE), texts)
+def try_engine(worker: Worker, task: tuple[str, list[str], Encoded], _: Report) -> Mismatch | None:
+    """Verify an engine, by its name, on texts, by the ids expected. Raises Refused."""
+    name, texts, expected = task
+    return verify_engine(worker.file.engine(name), texts, expected)
 
 
-def tokenize_unit(worker: Worker, task: UnitTask, report: Report) -> Unit:
+def tokenize_unit(worker: Worker, task: UnitTask, report: Report) -> Made:
     """Stage the shards of a unit, or adopt them if an earlier run staged them whole."""
     folder = worker.staging / task.folder
-    if (unit := adopt(folder, task)) is not None:
+    if (made := adopt(folder, task)) is not None:
         report(task.bytes if task.first else 0)
-        return unit
+        return made
     with closing(Shards(folder)) as shards:
         return _tokenized(worker, task, shards, report)
 
 
-def _tokenized(worker: Worker, task: UnitTask, shards: Shards, report: Report) -> Unit:
+def _tokenized(worker: Worker, task: UnitTask, shards: Shards, report: Report) -> Made:
     folder = worker.staging / task.folder
-    encoder = worker.encoder(task.trust)
+    encoder, samples = worker.encoder(task.trust), Samples(folder)
     work = _Work(encoder, task, shards, Quarantine(folder), report)
-    encoder.begin()
+    encoder.begin(samples)
     inputs, ended = [], True
     for number, item in enumerate(task.inputs):
         reading = worker.open(task, item)
@@ -124,35 +138,48 @@ def _tokenized(worker: Worker, task: UnitTask, shards: Shards, report: Report) -
         ended = reading.ended
         worker.reading = None if ended else reading
     work.shards.flush()
-    engine = encoder.verified()
+    engine = {
+        "name": task.trust.engine,
+        "version": task.trust.version,
+        "share": task.trust.share,
+        "verified_documents": samples.documents,
+        "verified_bytes": samples.bytes,
+        "gave_up": encoder.gave_up,
+    }
     bad = work.quarantine.write()
     unit = Unit(task.key, tuple(inputs), tuple(work.shards.written), engine, bad, ended)
-    stage_unit(folder, unit)
-    return unit
+    made = Made(unit, task.folder, samples.write())
+    stage_unit(folder, made)
+    return made
 
 
-def stage_unit(folder: Path, unit: Unit) -> None:
+def stage_unit(folder: Path, made: Made) -> None:
     """Say that a unit's files are all staged in `folder`."""
-    here = unit.moved(lambda _: "")
-    commit.write_file(folder / "unit.json", seal({"schema": _UNIT_SCHEMA, **here.as_dict()}))
+    here = made.unit.moved(lambda _: "").as_dict()
+    samples = [file.as_dict() for file in made.samples]
+    told = {"schema": _UNIT_SCHEMA, "unit": here, "samples": samples}
+    commit.write_file(folder / "unit.json", seal(told))
 
 
-def adopt(folder: Path, task: UnitTask) -> Unit | None:
+def adopt(folder: Path, task: UnitTask) -> Made | None:
     """A unit staged by an earlier run, if its hashes prove it whole and its engine is trusted."""
     try:
-        unit = Unit.from_dict(unseal(folder / "unit.json", _UNIT_SCHEMA))
+        told = unseal(folder / "unit.json", _UNIT_SCHEMA)
     except MixcError:
         return None
+    unit = Unit.from_dict(told["unit"])
+    samples = tuple(FileRecord(**one) for one in told["samples"])
     if not task.trust.accepts(unit.engine):
         return None
-    if any(check_file(folder, file, rehash=True) for file in unit.files):
+    if any(check_file(folder, file, rehash=True) for file in (*unit.files, *samples)):
         return None
     # Equal bytes may come from files of other names by now; a quarantine has them written in it.
     renamed = [old["path"] for old in unit.inputs] != [new.name for new in task.inputs]
     if renamed and unit.quarantine is not None:
         return None
     named = zip(unit.inputs, task.inputs, strict=True)
-    return replace(unit, inputs=tuple({**old, "path": new.name} for old, new in named))
+    inputs = tuple({**old, "path": new.name} for old, new in named)
+    return Made(replace(unit, inputs=inputs), task.folder, samples)
 
 
 @dataclass(frozen=True)

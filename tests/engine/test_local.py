@@ -135,6 +135,22 @@ def test_a_crew_is_prepared_anew_between_runs_and_outlives_errors(workers):
             assert list(crew.run(add, [4], **ignore)) == [offset + 4]
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_result_that_is_refused_counts_as_an_error_and_the_crew_goes_on(workers):
+    def judge(result):
+        if result[:2] == (1, 3):
+            raise MixcError("MX020", "refused")
+        return result[2]
+
+    with local.Crew(workers) as crew:
+        crew.prepare(context, 0)
+        for _ in range(2):
+            with pytest.raises(MixcError, match="refused"):
+                list(crew.run_chains(visit, chains_of([5, 5, 5]), ended=judge, report=int))
+        whole = crew.run_chains(visit, chains_of([5, 5]), ended=lambda r: r[2], report=int)
+        assert len(list(whole)) == 10
+
+
 def whoami(offset, task, report):
     time.sleep(0.05)
     return os.getpid(), task[1] + 1 >= task[2]

@@ -18,7 +18,6 @@ def describe_(raw, eot=None, special_tokens="text"):
 
 def encode(file, batch, engine="tokenizers", share=0.0):
     encoder = Encoder(file, Trust(engine, "?", share))
-    encoder.begin()
     ids = np.array([xxhash.xxh3_64_intdigest(text.encode()) for text in batch], np.uint64)
     sizes = np.array([len(text.encode()) for text in batch], np.uint32)
     return encoder.encode(batch, ids, sizes)

@@ -29,7 +29,7 @@ from mixc.tokenize.samples import Verifier
 from mixc.tokenize.tokenizer import obtain, stored_tokenizer, tokenizer_key
 from mixc.tokenize.unit import Made, UnitTask, make_worker, stage_unit, tokenize_unit, try_engine
 from mixc.tokenize.units import ALGORITHM, plan_units, useful_workers
-from mixc.tokenize.verdicts import choose, condemn, head_bytes
+from mixc.tokenize.verdicts import choose, condemn, head_bytes, likely
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def tokenize(recipe: Recipe, *, workers: int) -> Store:
         with local.Crew(min(workers, useful_workers(todo.inputs))) as crew:
             file = stored_tokenizer(todo.old, todo.tokenizer_key)
             file = file or obtain(recipe, todo.inputs, todo.tokenizer_key)
-            crew.prepare(make_worker, file, staging)
+            engine = likely(recipe.tokenizer, file, _verdicts(staging))
+            crew.prepare(make_worker, file, staging, engine)
             sources = _tokenized(recipe, todo, file, staging, crew)
         tree = staging / "tree"
         commit.remove(tree)
@@ -105,7 +106,7 @@ def _tokenized(
     recipe: Recipe, todo: TokenizePlan, file: TokenizerFile, staging: Path, crew: local.Crew
 ) -> dict[str, list[tuple[UnitTask, Unit]]]:
     """Every unit by the recipe's domain, encoded by an engine that nothing speaks against."""
-    verdicts = staging.with_name("engines")
+    verdicts = _verdicts(staging)
     while True:
         trust = _trusted(recipe, todo.inputs, file, verdicts, crew)
         run = _Run(recipe, todo, file, trust, staging)
@@ -113,6 +114,10 @@ def _tokenized(
             return run.units(crew)
         except EngineMismatch as found:
             condemn(verdicts, file, trust.version, found.mismatch)
+
+
+def _verdicts(staging: Path) -> Path:
+    return staging.with_name("engines")
 
 
 def _trusted(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import resource
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from mixc.store.shard import Documents
 from mixc.store.store import Unit
 from mixc.tokenize.check import Mismatch, verify_engine
 from mixc.tokenize.encoder import Encoder, TokenizerFile, Trust
-from mixc.tokenize.engines import Encoded
+from mixc.tokenize.engines import Encoded, Refused
 from mixc.tokenize.inputs import Input
 from mixc.tokenize.reading import Reading
 from mixc.tokenize.rules import Counts, Rules, Text, select
@@ -99,11 +99,13 @@ class Worker:
         return Reading(item, task.rules.read)
 
 
-def make_worker(file: TokenizerFile, staging: Path) -> Worker:
-    """Set a worker up."""
+def make_worker(file: TokenizerFile, staging: Path, engine: str) -> Worker:
+    """Set a worker up. It loads the engine that it will be asked for, if that can be loaded."""
     # A unit that is split holds a file open for each of its domains.
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, min(4096, most)), most))
+    with suppress(Refused):
+        file.engine(engine)
     # What is alive by now stays so: the collector need not walk through it again and again.
     gc.freeze()
     return Worker(file, staging)

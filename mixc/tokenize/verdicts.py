@@ -30,6 +30,18 @@ def head_bytes(domain_bytes: int) -> int:
     return max(least, min(most, domain_bytes // 100))
 
 
+def likely(options: Tokenizer, file: TokenizerFile, folder: Path) -> str:
+    """The first engine that `choose` will ask for, so that workers may load it by then."""
+    for name in _candidates(options):
+        try:
+            path = _verdict(folder, file, name, version_of(name))
+        except Refused:
+            continue
+        if _read(path)["mismatch"] is None:
+            return name
+    return REFERENCE
+
+
 def choose(
     options: Tokenizer,
     file: TokenizerFile,
@@ -44,10 +56,9 @@ def choose(
     names an engine that cannot be used, MX048 if it names one that gave other ids than the
     reference.
     """
-    names = PREFERENCE if options.engine == "auto" else (options.engine,)
     share = 1.0 if options.engine == REFERENCE else options.verify
     reasons, failed = [], False
-    for name in names:
+    for name in _candidates(options):
         try:
             version = version_of(name)
             path = _verdict(folder, file, name, version)
@@ -85,6 +96,10 @@ def condemn(folder: Path, file: TokenizerFile, version: str, mismatch: Mismatch)
         f"{mismatch.engine} {version} gave other ids than {REFERENCE}: "
         f"it is dropped, and what it encoded is encoded again; the text is kept in {path}"
     )
+
+
+def _candidates(options: Tokenizer) -> tuple[str, ...]:
+    return PREFERENCE if options.engine == "auto" else (options.engine,)
 
 
 def _of(file: TokenizerFile) -> dict[str, str]:

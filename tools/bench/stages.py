@@ -112,7 +112,7 @@ def measure(folder: Path, file: TokenizerFile, scratch: Path) -> tuple[dict[str,
     """Seconds of each stage and of the worker, over all files; tokens; the engine."""
     engine = engine_of(file.json)
     trust = Trust(engine.name, version_of(engine.name), _SHARE)
-    worker = unit.make_worker(file, scratch)
+    worker = unit.make_worker(file, scratch, engine.name)
     # Engine and reference are loaded before anything is timed.
     expected = file.engine(REFERENCE).encode(["x"])
     unit.try_engine(worker, (trust.engine, ["x"], expected), lambda _: None)

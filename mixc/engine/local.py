@@ -106,7 +106,7 @@ class Crew:
         waiting: dict[int, Result] = {}
         following = 0
         for number, _, result in self.run_chains(
-            function, chains, ended=lambda _: True, report=report, ahead=ahead
+            function, chains, accept=lambda _: True, report=report, ahead=ahead
         ):
             waiting[number] = result
             while following in waiting:
@@ -118,33 +118,33 @@ class Crew:
         function: Callable[[Any, Task, Report], Result],
         chains: Sequence[Chain[Task]],
         *,
-        ended: Callable[[Result], bool],
+        accept: Callable[[Result], bool],
         report: Report,
         ahead: int | None = None,
     ) -> Iterator[tuple[int, int, Result]]:
         """Yield (chain, n, result) of every task; each chain's in order, the chains as they go.
 
-        `ended` judges each result in this process: whether it is its chain's last; what it raises
-        counts as the task's own error. After an error what is under way is finished; then the
-        first of the errors, in the order of chains, is raised.
+        `accept` is called in this process with each result, and says whether it is its chain's
+        last; what it raises counts as the task's own error. After an error what is under way is
+        finished; then the first of the errors, in the order of chains, is raised.
         """
-        schedule = Schedule(chains, ahead)
+        schedule, report = Schedule(chains, ahead), _quiet(report)
         if self._pipes:
-            yield from self._driven(function, schedule, chains, ended, report)
+            yield from self._driven(function, schedule, chains, accept, report)
             return
         while (place := schedule.next(0)) is not None:
             if self._setup is not None:
                 (setup, arguments), self._setup = self._setup, None
                 self._context = setup(*arguments)
             result = function(self._context, chains[place[0]].task(place[1]), report)
-            yield from schedule.done(place, result, ended(result))
+            yield from schedule.done(place, result, accept(result))
 
     def _driven(
         self,
         function: Callable[..., Any],
         schedule: Schedule,
         chains: Sequence[Chain[Any]],
-        ended: Callable[[Any], bool],
+        accept: Callable[[Any], bool],
         report: Report,
     ) -> Iterator[tuple[int, int, Any]]:
         """Hand tasks out and results over, until nothing is left or something fails."""
@@ -161,12 +161,10 @@ class Crew:
         while places:
             for worker, kind, value in self._hear():
                 if kind == "report":
-                    # Whatever becomes of the display, the work goes on.
-                    with suppress(Exception):
-                        report(value)
+                    report(value)
                     continue
                 place = places.pop(worker)
-                last, failure = _judged(ended, kind, value)
+                last, failure = _accepted(accept, kind, value)
                 if failure is None:
                     yield from schedule.done(place, value, last)
                 else:
@@ -190,14 +188,24 @@ class Crew:
         return heard
 
 
-def _judged(
-    ended: Callable[[Any], bool], kind: str, value: Any
+def _quiet(report: Report) -> Report:
+    """Whatever becomes of the display, the work goes on."""
+
+    def quietly(amount: float) -> None:
+        with suppress(Exception):
+            report(amount)
+
+    return quietly
+
+
+def _accepted(
+    accept: Callable[[Any], bool], kind: str, value: Any
 ) -> tuple[bool, BaseException | None]:
     """Of a task that is over: whether it is its chain's last, or its error."""
     if kind == "failed":
         return False, value
     try:
-        return ended(value), None
+        return accept(value), None
     except Exception as error:
         return False, error
 

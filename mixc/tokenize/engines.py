@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 SpecialTokens = Literal["text", "encode"]
 Encoded = tuple[NDArray[np.uint32], NDArray[np.int64]]
 
-PREFERENCE = ("fastokens", "gigatoken", "tokenizers")
+REFERENCE = "tokenizers"
+PREFERENCE = ("fastokens", "gigatoken", REFERENCE)
 
 _CHUNK_CHARS = 1 << 16
 _M_ARENA_MAX = -8  # of glibc's malloc.h
@@ -92,7 +93,7 @@ def load_engine(name: str, tokenizer_json: bytes, special_tokens: SpecialTokens)
 class Reference:
     """The `tokenizers` library, by whose ids every other engine is measured."""
 
-    name = "tokenizers"
+    name = REFERENCE
 
     def __init__(self, tokenizer_json: bytes, special_tokens: SpecialTokens) -> None:
         from tokenizers import Tokenizer
@@ -131,7 +132,9 @@ class _Caches:
         """Whether it is time to drop the caches, now that these texts were encoded."""
         # Where the system does not tell: a byte of cache for a character of text.
         self._fed += sum(map(len, texts))
-        grown = _resident() - self._resident if self._resident else self._fed
+        now = _resident()
+        self._resident = min(self._resident, now)  # it was high for something else
+        grown = now - self._resident if now else self._fed
         return grown > self._most
 
 

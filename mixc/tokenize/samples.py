@@ -6,6 +6,7 @@ but once, while the workers go on.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,12 +14,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from mixc.errors import MixcError
 from mixc.store import commit
-from mixc.store.hashes import FileRecord
+from mixc.store.hashes import FileRecord, check_file
 from mixc.tokenize.check import Mismatch, differing
-from mixc.tokenize.encoder import REFERENCE, EngineMismatch, TokenizerFile
-from mixc.tokenize.engines import Engine, Failed, joined
+from mixc.tokenize.encoder import EngineMismatch, TokenizerFile, gave_up
+from mixc.tokenize.engines import REFERENCE, Failed, joined
 
 _PIECE_BYTES = 1 << 20
 _Piece = list[tuple[str, bytes]]  # texts with their ids, uint32
@@ -59,7 +59,7 @@ class Verifier:
     """Compares staged samples with the reference, on threads beside whatever else goes on."""
 
     def __init__(self, file: TokenizerFile, engine: str, threads: int) -> None:
-        self._file, self._engine = file, engine
+        self._file, self._engine, self._threads = file, engine, threads
         self._pool = ThreadPoolExecutor(threads)
         self._running: list[Future[Mismatch | None]] = []
 
@@ -69,29 +69,48 @@ class Verifier:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def submit(self, paths: list[Path]) -> None:
-        """Have files of samples compared. Raises what `finish` raises, of what is done by now."""
-        self._running += [self._pool.submit(self._compared, path) for path in paths]
-        while self._running and self._running[0].done():
-            _judge(self._running.pop(0))
+    def submit(
+        self, folder: Path, samples: Sequence[FileRecord], passed: Callable[[], None]
+    ) -> None:
+        """Have a unit's samples in `folder` compared; if they pass, `passed` is called.
+
+        Waits where others wait already. Raises what `finish` does, of what is done by now.
+        """
+        if samples:
+            self._running.append(self._pool.submit(self._judged, folder, samples, passed))
+        while self._running and (self._running[0].done() or len(self._running) > 2 * self._threads):
+            _settle(self._running.pop(0))
 
     def finish(self) -> None:
-        """Wait for all. Raises EngineMismatch; MX030 where the reference gives up."""
-        while self._running:
-            _judge(self._running.pop(0))
+        """Wait for all.
 
-    def _compared(self, path: Path) -> Mismatch | None:
-        piece = msgspec.msgpack.decode(path.read_bytes(), type=_Piece)
+        Raises EngineMismatch; MX030 where the reference gives up; MX040 for a damaged file.
+        """
+        while self._running:
+            _settle(self._running.pop(0))
+
+    def _judged(
+        self, folder: Path, samples: Sequence[FileRecord], passed: Callable[[], None]
+    ) -> Mismatch | None:
+        for record in samples:
+            if (mismatch := self._compared(folder, record)) is not None:
+                return mismatch
+        passed()
+        return None
+
+    def _compared(self, folder: Path, record: FileRecord) -> Mismatch | None:
+        if (damage := check_file(folder, record, rehash=True)) is not None:
+            raise damage
+        piece = msgspec.msgpack.decode((folder / record.path).read_bytes(), type=_Piece)
         texts = [text for text, _ in piece]
         got = joined([np.frombuffer(ids, np.uint32) for _, ids in piece])
-        reference: Engine = self._file.engine(REFERENCE)
-        return differing(self._engine, texts, got, reference.encode(texts))
+        return differing(self._engine, texts, got, self._file.engine(REFERENCE).encode(texts))
 
 
-def _judge(future: Future[Mismatch | None]) -> None:
+def _settle(future: Future[Mismatch | None]) -> None:
     try:
         mismatch = future.result()
     except Failed as failed:
-        raise MixcError("MX030", f"the tokenizer gave up on a text: {failed}") from failed
+        raise gave_up(failed) from failed
     if mismatch is not None:
         raise EngineMismatch(mismatch)

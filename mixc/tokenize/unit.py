@@ -61,13 +61,10 @@ class UnitTask:
 
 @dataclass(frozen=True)
 class Made:
-    """A unit whose files are all staged, and files of samples of it that are to be verified.
+    """A unit whose files are all staged, and files of samples of it that are to be verified."""
 
-    `folder`: where they lie, in staging.
-    """
-
+    task: UnitTask
     unit: Unit
-    folder: str
     samples: tuple[FileRecord, ...] = ()
 
 
@@ -77,7 +74,7 @@ class Worker:
 
     file: TokenizerFile
     staging: Path
-    made: Encoder | None = None
+    made: Encoder | None = None  # for the engine trusted last
     reading: Reading | None = None
 
     def encoder(self, trust: Trust) -> Encoder:
@@ -150,17 +147,17 @@ def _tokenized(worker: Worker, task: UnitTask, shards: Shards, report: Report) -
     }
     bad = work.quarantine.write()
     unit = Unit(task.key, tuple(inputs), tuple(work.shards.written), engine, bad, ended)
-    made = Made(unit, task.folder, samples.write())
-    stage_unit(folder, made)
+    made = Made(task, unit, samples.write())
+    stage_unit(worker.staging, made)
     return made
 
 
-def stage_unit(folder: Path, made: Made) -> None:
-    """Say that a unit's files are all staged in `folder`."""
+def stage_unit(staging: Path, made: Made) -> None:
+    """Say that a unit's files are all staged, and which samples of it are yet to be verified."""
     here = made.unit.moved(lambda _: "").as_dict()
     samples = [file.as_dict() for file in made.samples]
     told = {"schema": _UNIT_SCHEMA, "unit": here, "samples": samples}
-    commit.write_file(folder / "unit.json", seal(told))
+    commit.write_file(staging / made.task.folder / "unit.json", seal(told))
 
 
 def adopt(folder: Path, task: UnitTask) -> Made | None:
@@ -173,6 +170,10 @@ def adopt(folder: Path, task: UnitTask) -> Made | None:
     samples = tuple(FileRecord(**one) for one in told["samples"])
     if not task.trust.accepts(unit.engine):
         return None
+    # Samples are judged as work of the engine that is trusted now.
+    by = (unit.engine["name"], unit.engine["version"])
+    if samples and by != (task.trust.engine, task.trust.version):
+        return None
     if any(check_file(folder, file, rehash=True) for file in (*unit.files, *samples)):
         return None
     # Equal bytes may come from files of other names by now; a quarantine has them written in it.
@@ -181,7 +182,7 @@ def adopt(folder: Path, task: UnitTask) -> Made | None:
         return None
     named = zip(unit.inputs, task.inputs, strict=True)
     inputs = tuple({**old, "path": new.name} for old, new in named)
-    return Made(replace(unit, inputs=inputs), task.folder, samples)
+    return Made(task, replace(unit, inputs=inputs), samples)
 
 
 @dataclass(frozen=True)
@@ -199,12 +200,12 @@ def _tokenize_file(work: _Work, number: int, reading: Reading) -> dict[str, Any]
     """Encode a file, or the task's part of it. Returns what became of its records."""
     task, item, source = work.task, reading.item, reading.source
     records = reading.whole() if task.part is None else reading.part(*task.part)
-    counts, reported = Counts(), source.consumed
+    counts, reported = Counts(), min(source.consumed, item.bytes)
     skips = reading.skips
     try:
         for batch in _batches(work, select(records, task.rules, counts), reading, counts):
             if skips:  # what was passed over is others' work
-                skips, reported = False, source.consumed
+                skips, reported = False, min(source.consumed, item.bytes)
             _encode(work, number, batch, reading, counts)
             consumed = min(source.consumed, item.bytes)
             work.report(consumed - reported)
@@ -256,6 +257,7 @@ def _encode(work: _Work, number: int, batch: list[Text], reading: Reading, count
     if work.encoder.refuses_eot:
         spelled = _spell_eot(documents, work.encoder.eot_id)
         if spelled.any():
+            _judge_spelling(work.encoder, batch, documents, np.flatnonzero(spelled))
             for text, wrong in zip(batch, spelled, strict=True):
                 if wrong:
                     _refuse(work, text.bad("MX032", _SPELLED), reading, counts)
@@ -271,6 +273,17 @@ def _encode(work: _Work, number: int, batch: list[Text], reading: Reading, count
         numbers.setdefault(text.split, []).append(i)
     for split, mine in numbers.items():
         work.shards.add(split, documents.select(np.array(mine, np.int64)))
+
+
+def _judge_spelling(
+    encoder: Encoder, batch: list[Text], documents: Documents, found: NDArray[np.int64]
+) -> None:
+    """Raise EngineMismatch where it is the engine, not the text, that makes an end-of-text."""
+    parts = documents.select(found)
+    inside = np.ones(len(parts.tokens), np.bool_)
+    inside[parts.offsets[1:] - 1] = False  # the end-of-text that closes each
+    ids = parts.tokens[inside].astype(np.uint32)
+    encoder.judge([batch[i].text for i in found], (ids, parts.lengths - 1))
 
 
 def _spell_eot(documents: Documents, eot_id: int) -> NDArray[np.bool_]:

@@ -28,8 +28,8 @@ from mixc.registry import READERS
 from mixc.store.hashes import hash_file
 from mixc.store.shard import token_dtype
 from mixc.tokenize import unit
-from mixc.tokenize.encoder import REFERENCE, TokenizerFile, Trust, describe
-from mixc.tokenize.engines import Engine, Refused, load_engine, version_of
+from mixc.tokenize.encoder import TokenizerFile, Trust, describe
+from mixc.tokenize.engines import REFERENCE, Engine, Refused, load_engine, version_of
 from mixc.tokenize.inputs import Input, stamp_of
 from mixc.tokenize.rules import Rules
 from mixc.tokenize.samples import Verifier
@@ -104,7 +104,7 @@ def tokenize(worker: unit.Worker, work: unit.UnitTask) -> None:
     """Make a unit and compare its samples with the reference, one after the other."""
     made = unit.tokenize_unit(worker, work, lambda _: None)
     with Verifier(worker.file, work.trust.engine, 1) as verifier:
-        verifier.submit([worker.staging / made.folder / one.path for one in made.samples])
+        verifier.submit(worker.staging / work.folder, made.samples, lambda: None)
         verifier.finish()
 
 

@@ -78,11 +78,6 @@ class HubShard:
         return f"hf://{self.repo}?{query}#{self.index:05d}-of-{self.count:05d}"
 
 
-def is_hub(path: str) -> bool:
-    """Whether a path of a recipe is for `resolve`."""
-    return path.startswith("hf://")
-
-
 def parse(text: str) -> HubShard:
     """An input's URL, or a shard's locator. Raises MX007.
 

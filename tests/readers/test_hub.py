@@ -167,7 +167,6 @@ def test_urls():
     )
     plain = hub.parse("hf://squad")
     assert (plain.repo, plain.config, plain.split, plain.revision) == ("squad", "", "train", "")
-    assert hub.is_hub("hf://a/b") and not hub.is_hub("s3://a/b")
 
 
 def test_a_locator_survives_being_a_path():

@@ -27,6 +27,7 @@ REFERENCE = "tokenizers"
 PREFERENCE = ("fastokens", "gigatoken", REFERENCE)
 
 _CHUNK_CHARS = 1 << 16
+_AMPLE_BYTES = 200 << 20  # a process below that may fill its caches
 _M_ARENA_MAX = -8  # of glibc's malloc.h
 # One worker is one process: threads of an engine would fight over its core. Each of these is
 # read once, at the engine's first use.
@@ -133,9 +134,10 @@ class _Caches:
         # Where the system does not tell: a byte of cache for a character of text.
         self._fed += sum(map(len, texts))
         now = _resident()
+        if not now:
+            return self._fed > self._most
         self._resident = min(self._resident, now)  # it was high for something else
-        grown = now - self._resident if now else self._fed
-        return grown > self._most
+        return now > _AMPLE_BYTES and now - self._resident > self._most
 
 
 class _Fastokens:

@@ -20,7 +20,7 @@ from mixc.tokenize.reading import head
 from mixc.tokenize.rules import rules_of
 from mixc.tokenize.unit import try_engine
 
-_HEAD_BYTES = (64_000, 1_000_000)  # at least, at most; between them a hundredth of a domain
+_HEAD_BYTES = (32_000, 1_000_000)  # at least, at most; between them a hundredth of a domain
 
 
 def head_bytes(domain_bytes: int) -> int:

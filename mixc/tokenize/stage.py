@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -114,8 +114,9 @@ def _tokenized(
 ) -> dict[str, list[Made]]:
     """Every unit by the recipe's domain, encoded by an engine that nothing speaks against."""
     verdicts = _verdicts(todo.root)
+    trial = Trial(recipe, todo.inputs, file)
     while True:
-        trust = _trusted(recipe, todo.inputs, file, verdicts, crew)
+        trust = choose(recipe.tokenizer, file, partial(trial.run, crew=crew), trial.key, verdicts)
         run = _Run(recipe, todo, file, trust, staging)
         try:
             return run.units(crew)
@@ -127,18 +128,6 @@ def _tokenized(
 
 def _verdicts(root: Path) -> Path:
     return root.parent / commit.CONTROL / root.name / "engines"
-
-
-def _trusted(
-    recipe: Recipe,
-    inputs: Sequence[Input],
-    file: TokenizerFile,
-    verdicts: Path,
-    crew: local.Crew,
-) -> Trust:
-    """The engine to encode with."""
-    trial = Trial(recipe, inputs, file)
-    return choose(recipe.tokenizer, file, partial(trial.run, crew=crew), trial.key, verdicts)
 
 
 def estimate_plan(recipe: Recipe, todo: TokenizePlan, *, workers: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import cached_property
 from itertools import groupby
 from operator import attrgetter
 
@@ -30,16 +31,22 @@ def head_bytes(domain_bytes: int) -> int:
 
 
 class Trial:
-    """What engines are tried on, one after the other. `key` stands for its texts."""
+    """What engines are tried on, one after the other; nothing is read before it is asked for."""
 
     def __init__(self, recipe: Recipe, inputs: Sequence[Input], file: TokenizerFile) -> None:
-        heads: list[str] = []
-        for name, mine in groupby(inputs, key=attrgetter("domain")):
-            heads += _heads(list(mine), recipe, name)
-        self._file = file
-        self._texts = trials(file.specials, heads)
-        self.key = key_of(self._texts)
+        self._recipe, self._inputs, self._file = recipe, inputs, file
         self._expected: list[Future[Encoded]] = []
+
+    @cached_property
+    def _texts(self) -> list[list[str]]:
+        heads: list[str] = []
+        for name, mine in groupby(self._inputs, key=attrgetter("domain")):
+            heads += _heads(list(mine), self._recipe, name)
+        return trials(self._file.specials, heads)
+
+    def key(self) -> str:
+        """A key of the texts."""
+        return key_of(self._texts)
 
     def run(self, engine: str, crew: Crew) -> Mismatch | None:
         """The first mismatch of an engine, by its name, if there is one.

@@ -1,7 +1,8 @@
 """Which engine encodes: the fastest that gave the reference's ids on everything it was asked.
 
-A verdict holds for a tokenizer, an engine's version and a processor. It is kept beside the store:
-one that an engine failed is kept for good, with the text and both encodings.
+A verdict is kept beside the store. One that an engine passed holds for a tokenizer, the engine's
+version and a processor; one that it failed for every processor and for good, with the text and
+both encodings.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ def choose(
     options: Tokenizer,
     file: TokenizerFile,
     trial: Callable[[str], Mismatch | None],
-    trial_key: str,
+    trial_key: Callable[[], str],
     folder: Path,
 ) -> Trust:
     """The engine to encode with, verified by `trial(name)` unless it is known to pass that.
 
-    `trial_key` stands for the texts of the trial, which raises Refused, and Failed where the
+    `trial_key()` stands for the texts of the trial, which raises Refused, and Failed where the
     reference does. `folder` is where verdicts are kept. Raises MX047 if the recipe
     names an engine that cannot be used, MX048 if it names one that gave other ids than the
     reference.
@@ -116,12 +117,10 @@ def _passes(
     file: TokenizerFile,
     version: str,
     trial: Callable[[], Mismatch | None],
-    trial_key: str,
+    trial_key: Callable[[], str],
 ) -> bool:
-    known = _read(path)
-    if known["mismatch"] is not None:
-        return False
-    if trial_key in known["heads"]:
+    known, key = _read(path), trial_key()
+    if key in known["heads"]:
         return True
     mismatch = trial()
     if mismatch is not None:
@@ -131,7 +130,7 @@ def _passes(
     verdict = {
         "schema": _SCHEMA,
         **_of(file),
-        "heads": [*known["heads"][-63:], trial_key],
+        "heads": [*known["heads"][-63:], key],
         "mismatch": None,
     }
     commit.write_file(path, seal(verdict))

@@ -135,7 +135,7 @@ def test_known_names_of_the_end_of_text(name):
         b'{"model": {}}',
         b"[" * 100_000,
         tokenizer_json()[:-5],
-        tokenizer_json().replace(b'"type":"BPE"', b'"type":"XXX"'),
+        tokenizer_json().replace(b'"type":"BPE"', b'"type":"NoSuchModel"'),
         tokenizer_json().replace(b'{"<|endoftext|>":0,', b'{"<|endoftext|>":-1,'),
         tokenizer_json().replace(b'{"<|endoftext|>":0,', b'{"<|endoftext|>":4294967296,'),
     ],

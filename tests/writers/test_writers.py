@@ -54,6 +54,14 @@ def read_megatron(folder, split, manifest):
     ]
 
 
+# How to read the labels of each format that does not keep them in a file beside its tokens.
+LABELS: dict[str, Callable[..., list[int]]] = {}
+
+
+def read_labels(folder, split, manifest):
+    return np.fromfile(folder / f"{split}.domains", np.uint8).tolist()
+
+
 CORPUS = random_corpus(4, {"code": (30, 20), "empty-handed": (1, 30), "web": (60, 12)})
 CORPUS["web"] += CORPUS["web"][:30]  # texts twice over: held out, each is exported once
 NARROW = list(WRITERS)
@@ -108,6 +116,30 @@ def test_the_rows_read_back(built, name):
     ]
     assert same(READERS[name](mixture.root / name, "train", mixture.manifest), expected)
     assert flat(mixture).tolist() == expected
+
+
+@every_format
+def test_the_rows_read_back_by_the_writers_own_reader(built, name):
+    _, mixture = built
+    expected = flat(mixture)
+    for first, count in ((0, 30), (0, 1), (7, 11), (29, 1), (30, 0)):
+        found = mixture.read(first, count, of=name)
+        assert found.tolist() == expected[first : first + count].tolist()
+        assert found.dtype.itemsize == expected.dtype.itemsize
+
+
+@every_format
+def test_each_row_and_document_is_labelled_with_its_domain(built, name):
+    store, mixture = built
+    names = list(mixture.manifest["domains"])
+    found = LABELS.get(name, read_labels)(mixture.root / name, "train", mixture.manifest)
+    assert [names[i] for i in found] == [
+        inspect(mixture.root, row=i)["domain"] for i in range(30)
+    ]
+    found = LABELS.get(name, read_labels)(mixture.root / name, "val", mixture.manifest)
+    assert [names[i] for i in found] == [
+        domain for domain in store.domains for _ in held_documents(store, domain)
+    ]
 
 
 @every_format
@@ -229,7 +261,7 @@ def test_nanogpt_refuses_ids_over_uint16_before_anything_is_built(tmp_path):
     with pytest.raises(MixcError) as raised:
         pipeline.run(load(path), workers=1)
     assert raised.value.code == "MX062"
-    assert "65537" in raised.value.message
+    assert "65536" in raised.value.message
     assert not (tmp_path / "out/mixture").exists()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Sequences:
     """Sequences end to end in a staged file of `dtype`, little-endian.
 
     `lengths` is int64[n]; `labels` the number of each one's domain, uint8[n] or, of more than
-    256 domains, uint16[n]; `labels_path` the same as a staged file.
+    256 domains, uint16[n]; `labels_path` the same as a staged file; `domains` are their names.
     """
 
     path: Path
@@ -45,6 +45,7 @@ class Sequences:
     lengths: NDArray[np.int64]
     labels: NDArray[Any]
     labels_path: Path
+    domains: tuple[str, ...]
 
     def tokens(self) -> NDArray[Any]:
         """All tokens, mapped."""
@@ -60,6 +61,14 @@ class Sequences:
             stop = max(first + 1, int(np.searchsorted(ends, begin + most, side="right")))
             yield first, stop
             first, begin = stop, int(ends[stop - 1])
+
+    def shards(self, most: int) -> Iterator[NDArray[Any]]:
+        """The tokens of such runs, mapped, in order."""
+        tokens, begin = self.tokens(), 0
+        for first, stop in self.pieces(most):
+            end = begin + int(self.lengths[first:stop].sum())
+            yield tokens[begin:end]
+            begin = end
 
 
 def label_dtype(domains: int) -> np.dtype[Any]:
@@ -96,6 +105,21 @@ def flat_rows(
     width = spec.seq_len * spec.dtype.itemsize
     raw = np.fromfile(path, spec.dtype, count * spec.seq_len, offset=header + first * width)
     return raw.reshape(-1, spec.seq_len)
+
+
+def rows_across(
+    paths: Sequence[Path], spec: StreamSpec, first: int, count: int, *, header: int
+) -> NDArray[Any]:
+    """Rows `first` to `first + count` of files of whole rows, in order, each behind a header."""
+    width = spec.seq_len * spec.dtype.itemsize
+    parts = [np.empty((0, spec.seq_len), spec.dtype)]
+    for path in paths:
+        held = (path.stat().st_size - header) // width
+        if count and first < held:
+            parts.append(flat_rows(path, spec, first, min(count, held - first), header=header))
+            count -= len(parts[-1])
+        first = max(0, first - held)
+    return np.concatenate(parts)
 
 
 def refuse(writer: str, what: str, value: int, most: int) -> None:

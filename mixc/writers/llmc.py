@@ -2,8 +2,9 @@
 
 The header is little-endian: the magic number, the version, the count of tokens, then zeros. Tokens
 of uint16 have magic 20240520 and version 1, as GPT-2's; tokens of uint32 have 20240801 and 7, as
-Llama 3's, which llm.c's own loader in C does not take. A shard holds whole rows. The names are
-`mixc_train_000000.bin`, `mixc_val_000000.bin`, for globs such as `mixc_train_*.bin`.
+Llama 3's, which llm.c's own loader in C does not take. The names are `mixc_train_000000.bin`,
+`mixc_val_000000.bin`, for globs such as `mixc_train_*.bin`. A shard holds whole rows; shards are
+even, as llm.c refuses a set in which one is smaller than a batch of all processes.
 
 llm.c cuts windows of B*T + 1 tokens at a stride of B*T from the start of a shard, and leaves out
 what is left of a shard at its end: with T = seq_len a row is one sequence, and the label of its
@@ -46,7 +47,7 @@ def check(spec: StreamSpec) -> None:
 def write(sequences: Sequences, folder: Folder, split: str) -> list[str]:
     """Write one split and return the names of its files.
 
-    Raises MX062 if a held-out document is longer than a shard can be.
+    Raises MX062 if a held-out document does not fit in a shard.
     """
     names = []
     for number, tokens in enumerate(sequences.shards(_SHARD_TOKENS)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,17 @@ class Sequences:
             yield first, stop
             first, begin = stop, int(ends[stop - 1])
 
-    def shards(self, most: int) -> Iterator[NDArray[Any]]:
-        """The tokens of such runs, mapped, in order."""
-        tokens, begin = self.tokens(), 0
-        for first, stop in self.pieces(most):
-            end = begin + int(self.lengths[first:stop].sum())
+    def shards(self, about: int) -> Iterator[NDArray[Any]]:
+        """All tokens, mapped, in parts of whole sequences, about `about` tokens each.
+
+        Parts are as even as sequences allow, so that the last is no small rest.
+        """
+        ends, tokens = np.cumsum(self.lengths), self.tokens()
+        count = -(-len(tokens) // about)
+        marks = [len(tokens) * (i + 1) // count for i in range(count)]
+        borders = ends[np.unique(np.searchsorted(ends, marks))].tolist()
+        for begin, end in pairwise([0, *borders]):
             yield tokens[begin:end]
-            begin = end
 
 
 def label_dtype(domains: int) -> np.dtype[Any]:

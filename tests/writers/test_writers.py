@@ -383,9 +383,10 @@ def test_files_are_cut_between_rows(tmp_path, monkeypatch, name, most):
     monkeypatch.setattr(module, SHARDED[name], most)
     folder, files = export(tmp_path / "x", name, rows)
     shards = [path for path in files if path.suffix == ".bin"]
-    assert len(shards) == -(-7 // max(1, most // 8))
-    header = module._HEADER_BYTES
-    assert all((path.stat().st_size - header) % 32 == 0 for path in shards)
+    held = [(path.stat().st_size - module._HEADER_BYTES) / 32 for path in shards]
+    assert len(held) == min(7, -(-56 // most))
+    assert all(map(float.is_integer, held))
+    assert max(held) - min(held) <= 1  # llm.c refuses a set with a shard smaller than a batch
     assert READERS[name](folder, "train", MANIFEST) == joined(rows)
     for first in range(8):
         for count in range(8 - first):
@@ -401,7 +402,7 @@ def test_files_are_cut_between_documents(tmp_path, monkeypatch, name):
     folder, files = export(tmp_path / "x", name, documents, "val")
     header = WRITERS[name].load()._HEADER_BYTES
     sizes = [(p.stat().st_size - header) // 4 for p in files if p.suffix == ".bin"]
-    assert sizes == [7, 50, 10, 1, 10]
+    assert sizes == [57, 1, 10, 10]
     assert READERS[name](folder, "val", MANIFEST) == joined(documents)
 
 

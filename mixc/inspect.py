@@ -101,9 +101,7 @@ def _row(mixture: Mixture, row: int, decode: bool) -> dict[str, Any]:
     with pq.ParquetFile(mixture.root / provenance.FILE) as file:
         group, local = divmod(row, mixture.manifest["block_rows"])
         entry: dict[str, Any] = file.read_row_group(group).slice(local, 1).to_pylist()[0]
-    tokens = mixture.flat_tokens()
-    if tokens is not None:
-        entry["tokens"] = tokens[row].tolist()
+    entry["tokens"] = mixture.read(row, 1)[0].tolist()
     if decode:
         entry["text"] = _decode(mixture, entry["tokens"])
     return {"kind": "row", **entry}

@@ -203,7 +203,7 @@ def test_other_tokens_under_right_hashes_are_found(out):
         forge(mixture, name, tokens.tobytes())
     messages = [message for _, message, _ in problems(mixture)]
     assert messages == [
-        "the tokens are not those of the stream hash",
+        *["the tokens are not those of the stream hash"] * 2,  # of either format
         "row 3 does not hold the tokens that its provenance names",
     ]
 

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixc.errors import MixcError, Place
+from mixc.registry import WRITERS
 from mixc.store import store
 from mixc.store.hashes import FileRecord, check_file, check_names, unseal
+from mixc.writers.sequences import StreamSpec
 
 MANIFEST = "mixture.json"
 SCHEMA = "mixc.mixture/1"
@@ -37,15 +39,26 @@ class Mixture:
         """Whether every file is there in its size."""
         return not any(check_file(self.root, record, rehash=False) for record in self.files())
 
-    def flat_tokens(self) -> NDArray[Any] | None:
-        """The rows as one mapped array [rows, seq_len], if a format keeps them so."""
-        shape = (self.manifest["rows"], self.manifest["seq_len"])
-        for entry in self.manifest["formats"].values():
-            for file in entry["files"]:
-                if file["path"].endswith(".bin"):
-                    path = self.root / file["path"]
-                    return np.memmap(path, self.manifest["dtype"], mode="r", shape=shape)
-        return None
+    @property
+    def spec(self) -> StreamSpec:
+        """What the formats hold."""
+        said = self.manifest
+        return StreamSpec(
+            np.dtype(said["dtype"]),
+            said["tokenizer"]["vocab_size"],
+            said["eot_id"],
+            said["seq_len"],
+            said["rows"],
+            tuple(said["domains"]),
+        )
+
+    def read(self, first: int, count: int, *, of: str | None = None) -> NDArray[Any]:
+        """Rows `first` to `first + count`, [count, seq_len], of one of its formats."""
+        formats = self.manifest["formats"]
+        name = of or next(iter(formats))
+        files = [self.root / file["path"] for file in formats[name]["files"]]
+        rows: NDArray[Any] = WRITERS[name].load().read(files, self.spec, first, count)
+        return rows
 
 
 def kind_of(path: Path) -> str:

@@ -77,7 +77,7 @@ def make_plan(recipe: Recipe, store: Store, weights: Mapping[str, float]) -> Bui
     room = capacity(tokens, rows=rows, seq_len=options.seq_len, max_epochs=options.max_epochs)
     with located(recipe.place("mixture")):
         counts = row_counts(asked, rows, room)
-    spec = StreamSpec(store.dtype, store.vocab_size, store.eot_id, options.seq_len, rows)
+    spec = StreamSpec(store.dtype, store.vocab_size, store.eot_id, options.seq_len, rows, domains)
     with located(recipe.place("mixture", "formats")):
         for name in options.formats:
             WRITERS[name].load().check(spec)

@@ -14,7 +14,7 @@ from mixc import __version__, progress
 from mixc.build import mixture as mixtures
 from mixc.build import order, provenance
 from mixc.build.gather import BlockTask, build_block, make_builder, stream_hash
-from mixc.build.held import stage_held_out, stage_together
+from mixc.build.held import stage_held_out, stage_together, staged_sequences
 from mixc.build.mixture import Mixture, open_mixture
 from mixc.build.plan import BuildPlan
 from mixc.engine import local
@@ -23,7 +23,7 @@ from mixc.registry import WRITERS
 from mixc.store import commit
 from mixc.store.hashes import FileRecord, hash_file, key_of, seal
 from mixc.store.store import Store
-from mixc.writers.sequences import Folder, Sequences
+from mixc.writers.sequences import Folder, Sequences, label_dtype
 
 _JOURNAL, _STREAM = "blocks.jsonl", "stream.bin"
 
@@ -70,7 +70,9 @@ def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -
     commit.sync(stream)
     lengths = np.broadcast_to(np.int64(plan.seq_len), plan.rows)
     export = _Exporter(plan, tree)
-    formats = export("", Sequences(stream, plan.spec.dtype, lengths), "train")
+    numbers = labels.astype(label_dtype(len(plan.domains)), copy=False)
+    train = staged_sequences(stream, plan.spec.dtype, lengths, numbers, plan.domains)
+    formats = export("", train, "train")
     for name, entry in formats.items():
         entry["how_to_load"] = WRITERS[name].load().how_to_load(plan.spec)
     ledger = mixtures.make_ledger(
@@ -220,9 +222,7 @@ def _hold_out(
     export: Callable[[str, Sequences, str], dict[str, Any]],
 ) -> dict[str, Any]:
     """Export the held-out documents, each domain's apart and all together."""
-    held = {
-        name: stage_held_out(store, name, work / "held" / f"{name}.bin") for name in plan.domains
-    }
+    held = {name: stage_held_out(store, name, work / "held") for name in plan.domains}
     domains = {
         name: {
             "documents": one.documents,

@@ -8,12 +8,15 @@ int64 documents[documents + 1]. Each of our rows is one sequence and one documen
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mixc.errors import MixcError
 from mixc.store.commit import StagedFile
-from mixc.writers.sequences import Folder, Sequences, StreamSpec
+from mixc.writers.sequences import Folder, Sequences, StreamSpec, flat_rows, refuse
 
 _MAGIC = b"MMIDIDX\x00\x00"
 # Megatron has no uint32; ids below 2^31 have the same bytes as int32.
@@ -24,24 +27,22 @@ _CHUNK = 1 << 20
 
 def check(spec: StreamSpec) -> None:
     """Raise MX062 if a length, a count of documents or an id may not fit in int32."""
-    for what, value in (
-        ("a row's length", spec.seq_len),
-        ("the number of rows", spec.rows),
-        ("the largest id", spec.vocab_size - 1),
-    ):
-        if value > _INT32_MAX:
-            raise MixcError(
-                "MX062",
-                f"megatron keeps {what} in int32, and {value} does not fit",
-                help="leave megatron out of mixture.formats, or build several mixtures",
-            )
+    refuse("megatron", "rows of tokens", spec.seq_len, _INT32_MAX)
+    refuse("megatron", "rows", spec.rows, _INT32_MAX)
+    refuse("megatron", "ids", spec.vocab_size - 1, _INT32_MAX)
 
 
 def write(sequences: Sequences, folder: Folder, split: str) -> list[str]:
     """Write one split and return the names of its files."""
-    folder.link(sequences, f"{split}.bin")
+    folder.link(sequences.path, f"{split}.bin")
     folder.write(f"{split}.idx", lambda file: _index(file, sequences))
-    return [f"{split}.bin", f"{split}.idx"]
+    folder.link(sequences.labels_path, f"{split}.domains")
+    return [f"{split}.bin", f"{split}.idx", f"{split}.domains"]
+
+
+def read(files: Sequence[Path], spec: StreamSpec, first: int, count: int) -> NDArray[Any]:
+    """Rows `first` to `first + count` of the training split, [count, seq_len]."""
+    return flat_rows(files[0], spec, first, count)
 
 
 def _index(file: StagedFile, sequences: Sequences) -> None:

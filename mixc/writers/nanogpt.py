@@ -5,25 +5,30 @@ nanoGPT maps the file and cuts windows of block_size + 1 from random places of i
 
 from __future__ import annotations
 
-from mixc.errors import MixcError
-from mixc.writers.sequences import Folder, Sequences, StreamSpec
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from mixc.writers.sequences import Folder, Sequences, StreamSpec, flat_rows, refuse
 
 
 def check(spec: StreamSpec) -> None:
     """Raise MX062 if an id may not fit in uint16."""
-    if spec.dtype.itemsize != 2:
-        raise MixcError(
-            "MX062",
-            f"nanogpt holds ids below 65536, the vocabulary has {spec.vocab_size}",
-            help="leave nanogpt out of mixture.formats, or use a smaller vocabulary",
-        )
+    refuse("nanogpt", "ids", spec.vocab_size - 1, (1 << 16) - 1)
 
 
 def write(sequences: Sequences, folder: Folder, split: str) -> list[str]:
     """Write one split and return the names of its files."""
-    name = f"{split}.bin"
-    folder.link(sequences, name)
-    return [name]
+    folder.link(sequences.path, f"{split}.bin")
+    folder.link(sequences.labels_path, f"{split}.domains")
+    return [f"{split}.bin", f"{split}.domains"]
+
+
+def read(files: Sequence[Path], spec: StreamSpec, first: int, count: int) -> NDArray[Any]:
+    """Rows `first` to `first + count` of the training split, [count, seq_len]."""
+    return flat_rows(files[0], spec, first, count)
 
 
 def how_to_load(spec: StreamSpec) -> str:

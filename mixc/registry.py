@@ -83,6 +83,9 @@ METHODS: dict[str, Entry] = {
 WRITERS: dict[str, Entry] = {
     "nanogpt": Entry("mixc.writers.nanogpt", "train.bin and val.bin of uint16"),
     "megatron": Entry("mixc.writers.megatron", "IndexedDataset .bin and .idx"),
+    "mds": Entry("mixc.writers.mds", "MosaicML Streaming shards and index.json"),
+    "hf": Entry("mixc.writers.hf", "Hugging Face datasets, as save_to_disk lays them out"),
+    "parquet": Entry("mixc.writers.parquet", "Parquet with a row of tokens and its domain a row"),
 }
 
 

@@ -150,9 +150,9 @@ def read_rows(mixture):
 
 
 def flat(mixture):
-    """The rows of the first format's train.bin, [rows, seq_len]."""
+    """The rows of the first train.bin of nothing but tokens, [rows, seq_len]."""
     manifest = mixture.manifest
-    name = next(iter(manifest["formats"]))
+    name = next(name for name in ("nanogpt", "megatron") if name in manifest["formats"])
     tokens = np.fromfile(mixture.root / name / "train.bin", manifest["dtype"])
     return tokens.reshape(manifest["rows"], manifest["seq_len"])
 

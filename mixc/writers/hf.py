@@ -51,7 +51,7 @@ def write(sequences: Sequences, folder: Folder, split: str) -> list[str]:
 
         folder.write(f"{split}/{names[-1]}", fill)
     info = {"citation": "", "description": "", "features": features, "homepage": "", "license": ""}
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in names],
         "_fingerprint": key_of([features, hashes])[:16],
         "_format_columns": None,

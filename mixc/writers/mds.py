@@ -36,7 +36,8 @@ def write(sequences: Sequences, folder: Folder, split: str) -> list[str]:
     """Write one split and return the names of its files."""
     config = _config(sequences)
     text = json.dumps(config, sort_keys=True).encode()
-    names, shards = [], []
+    names: list[str] = []
+    shards: list[dict[str, Any]] = []
     for sizes, data in _shards(sequences, _SHARD_BYTES - 8 - len(text)):
         base = f"shard.{len(names):05}.mds"
         names.append(f"{split}/{base}")

@@ -87,6 +87,9 @@ WRITERS: dict[str, Entry] = {
     "olmo": Entry("mixc.writers.olmo", "raw .npy and .csv.gz of OLMo-core"),
     "datatrove": Entry("mixc.writers.datatrove", ".ds and .ds.index of datatrove and nanotron"),
     "litdata": Entry("mixc.writers.litdata", "chunks and index.json of LitData's TokensLoader"),
+    "mds": Entry("mixc.writers.mds", "MosaicML Streaming shards and index.json"),
+    "hf": Entry("mixc.writers.hf", "Hugging Face datasets, as save_to_disk lays them out"),
+    "parquet": Entry("mixc.writers.parquet", "Parquet with a row of tokens and its domain a row"),
 }
 
 

@@ -45,11 +45,13 @@ def staged_sequences(
     lengths: NDArray[np.int64],
     labels: NDArray[Any],
     domains: tuple[str, ...],
+    *,
+    row_len: int | None = None,
 ) -> Sequences:
     """Sequences whose tokens are staged at `path`; their labels are staged beside it."""
     labels_path = path.with_suffix(".domains")
     commit.write_file(labels_path, labels.tobytes())
-    return Sequences(path, dtype, lengths, labels, labels_path, domains)
+    return Sequences(path, dtype, lengths, labels, labels_path, domains, row_len)
 
 
 def stage_together(held: Mapping[str, HeldOut], path: Path) -> Sequences:

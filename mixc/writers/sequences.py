@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,7 +30,7 @@ class StreamSpec:
     eot_id: int
     seq_len: int
     rows: int
-    domains: tuple[str, ...] = ()
+    domains: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class Sequences:
     """Sequences end to end in a staged file of `dtype`, little-endian.
 
     `lengths` is int64[n]; `labels` the number of each one's domain, uint8[n] or, of more than
-    256 domains, uint16[n]; `labels_path` the same as a staged file; `domains` are their names.
+    256 domains, uint16[n]; `labels_path` the same as a staged file. `domains` are the names that
+    labels count. `row_len` is the length of every sequence if they are rows of one length, and
+    None if they are documents.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class Sequences:
     labels: NDArray[Any]
     labels_path: Path
     domains: tuple[str, ...]
+    row_len: int | None = None
 
     def tokens(self) -> NDArray[Any]:
         """All tokens, mapped."""
@@ -56,6 +59,10 @@ class Sequences:
 
     def pieces(self, most: int) -> Iterator[tuple[int, int]]:
         """Runs of at least one sequence, [first, stop), of at most `most` tokens if of several."""
+        if self.row_len is not None:
+            count, each = len(self.lengths), max(1, most // self.row_len)
+            yield from ((first, min(first + each, count)) for first in range(0, count, each))
+            return
         ends = np.cumsum(self.lengths)
         first = begin = 0
         while first < len(ends):
@@ -117,14 +124,29 @@ def rows_across(
 ) -> NDArray[Any]:
     """Rows `first` to `first + count` of files of whole rows, in order, each behind a header."""
     width = spec.seq_len * spec.dtype.itemsize
-    parts = [np.empty((0, spec.seq_len), spec.dtype)]
+    found = [np.empty((0, spec.seq_len), spec.dtype)]
     for path in paths:
         held = (path.stat().st_size - header) // width
         if count and first < held:
-            parts.append(flat_rows(path, spec, first, min(count, held - first), header=header))
-            count -= len(parts[-1])
+            found.append(flat_rows(path, spec, first, min(count, held - first), header=header))
+            count -= len(found[-1])
         first = max(0, first - held)
-    return np.concatenate(parts)
+    return np.concatenate(found)
+
+
+def parts(first: int, count: int, each: int) -> Iterator[tuple[int, int, int]]:
+    """Where rows `first` to `first + count` stand in parts of `each` rows: (part, start, stop)."""
+    while count > 0:
+        part, start = divmod(first, each)
+        stop = min(each, start + count)
+        yield part, start, stop
+        first, count = first + stop - start, count - (stop - start)
+
+
+def stacked(found: Iterable[NDArray[Any]], spec: StreamSpec) -> NDArray[Any]:
+    """Rows found in several parts, one below the other, [n, seq_len], of the stream's type."""
+    empty = np.empty((0, spec.seq_len), spec.dtype)
+    return np.concatenate([empty, *(rows.view(spec.dtype) for rows in found)])
 
 
 def refuse(writer: str, what: str, value: int, most: int) -> None:

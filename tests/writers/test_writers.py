@@ -1,14 +1,28 @@
 """One suite for every output format; then each format's own reader and limits."""
 
 import gzip
+import itertools
 import json
 import re
+import struct
 from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from build_helpers import all_documents, flat, make_mixture, make_store, random_corpus, write_corpus
+import xxhash
+from build_helpers import (
+    all_documents,
+    flat,
+    make_mixture,
+    make_store,
+    random_corpus,
+    tree_hash,
+    write_corpus,
+)
+from datasets import ClassLabel, load_from_disk
 
 from mixc import pipeline
 from mixc.build.held import staged_sequences
@@ -99,11 +113,11 @@ def read_datatrove(folder, split, manifest):
     (path,) = (folder / split).glob("*.ds")
     dtype = np.dtype(manifest["dtype"])
     data = np.fromfile(path, dtype.newbyteorder("<"))
-    ends = np.fromfile(f"{path}.index", "<u8").tolist()
+    ends = [0, *np.fromfile(f"{path}.index", "<u8").tolist()]
     first, second, _ = (path.parent / f"{path.name}.metadata").read_text().split("\n")
     assert int(first.split("|")[1]) == dtype.itemsize
     assert int(second) == ends[-1] == len(data)
-    return [data[a:b].tolist() for a, b in pairwise([0, *ends])]
+    return [data[a:b].tolist() for a, b in pairwise(ends)]
 
 
 @reads("litdata")
@@ -125,8 +139,60 @@ def read_litdata(folder, split, manifest):
     return found
 
 
+def mds_samples(folder, split, manifest):
+    """(domain, tokens) of every sample, by the words of the format alone."""
+    index = json.loads((folder / split / "index.json").read_bytes())
+    for number, shard in enumerate(index["shards"]):
+        raw = (folder / split / shard["raw_data"]["basename"]).read_bytes()
+        assert shard["raw_data"]["basename"] == f"shard.{number:05}.mds"
+        assert shard["raw_data"]["bytes"] == len(raw)
+        assert shard["raw_data"]["hashes"] == {"xxh64": xxhash.xxh64_hexdigest(raw)}
+        assert shard["column_names"] == ["domain", "tokens"]
+        label, tokens = shard["column_encodings"]
+        (count,) = struct.unpack_from("<I", raw)
+        assert count == shard["samples"]
+        offsets = struct.unpack_from(f"<{count + 1}I", raw, 4)
+        json.loads(raw[4 * (count + 2) : offsets[0]])
+        assert offsets[-1] == len(raw)
+        for start, stop in itertools.pairwise(offsets):
+            sample = raw[start:stop]
+            if split == "val":
+                assert tokens == f"ndarray:{manifest['dtype']}"
+                assert struct.unpack_from("<I", sample) == (len(sample) - 5,)
+                width = {4: 1, 5: 2, 6: 4}[sample[5]]
+                length = int.from_bytes(sample[6 : 6 + width], "little")
+                sample = sample[4:5] + sample[6 + width :]
+            else:
+                length = manifest["seq_len"]
+                assert tokens == f"ndarray:{manifest['dtype']}:{length}"
+            assert label == "uint8"
+            yield sample[0], np.frombuffer(sample, manifest["dtype"], length, 1).tolist()
+
+
+@reads("mds")
+def read_mds(folder, split, manifest):
+    return [tokens for _, tokens in mds_samples(folder, split, manifest)]
+
+
+@reads("hf")
+def read_hf(folder, split, manifest):
+    return load_from_disk(str(folder / split))["input_ids"][:]
+
+
+@reads("parquet")
+def read_parquet(folder, split, manifest):
+    return pq.read_table(folder / split)["input_ids"].to_pylist()
+
+
 # How to read the labels of each format that does not keep them in a file beside its tokens.
-LABELS: dict[str, Callable[..., list[int]]] = {}
+LABELS: dict[str, Callable[..., list[int]]] = {
+    "mds": lambda *where: [label for label, _ in mds_samples(*where)],
+    "hf": lambda folder, split, manifest: load_from_disk(str(folder / split))["domain"][:],
+    "parquet": lambda folder, split, manifest: [
+        list(manifest["domains"]).index(name)
+        for name in pq.read_table(folder / split)["domain"].to_pylist()
+    ],
+}
 
 
 def read_labels(folder, split, manifest):
@@ -251,8 +317,17 @@ def test_files_of_equal_bytes_are_one_file(built):
     _, mixture = built
     inodes = {}
     for record in mixture.files():
-        inodes.setdefault(record.xxh3, set()).add((mixture.root / record.path).stat().st_ino)
+        if not record.path.endswith(".json"):
+            inode = (mixture.root / record.path).stat().st_ino
+            inodes.setdefault(record.xxh3, set()).add(inode)
     assert all(len(one) == 1 for one in inodes.values())
+
+
+def tokens_of(sample):
+    """The tokens of what a reader gives for a row."""
+    if not isinstance(sample, dict):
+        return sample
+    return sample["tokens" if "tokens" in sample else "input_ids"]
 
 
 @every_format
@@ -264,9 +339,8 @@ def test_the_lines_to_paste_work(built, name):
             pytest.importorskip(module, reason=f"the real reader, {module}, is not installed")
     scope = {}
     exec(lines.replace("PATH", str(mixture.root / name)), scope)
-    rows = [scope["rows"][i] for i in range(30)]
-    rows = [one["input_ids"] if isinstance(one, dict) else one for one in rows]
-    assert [np.asarray(one).tolist() for one in rows] == flat(mixture).tolist()
+    rows = [tokens_of(scope["rows"][i]) for i in range(30)]
+    assert [np.asarray(row).tolist() for row in rows] == flat(mixture).tolist()
     assert len(scope["rows"]) == 30
 
 
@@ -301,7 +375,14 @@ def test_megatrons_own_reader_and_builder_agree(built, tmp_path):
 
 
 def spec(**changes):
-    fields = {"dtype": np.dtype(np.uint32), "vocab_size": 100, "eot_id": 0, "seq_len": 8, "rows": 8}
+    fields = {
+        "dtype": np.dtype(np.uint32),
+        "vocab_size": 100,
+        "eot_id": 0,
+        "seq_len": 8,
+        "rows": 8,
+        "domains": ("a", "b"),
+    }
     return StreamSpec(**{**fields, **changes})
 
 
@@ -331,19 +412,19 @@ def test_a_format_refuses_what_it_cannot_hold(name, fits, does_not):
     assert name in raised.value.message
 
 
-MANIFEST = {"dtype": "uint32", "domains": {"a": {}, "b": {}}}
+MANIFEST = {"dtype": "uint32", "seq_len": 8, "domains": {"a": {}, "b": {}}}
 # Formats in several files; the constant that cuts them.
 SHARDED = {"llmc": "_SHARD_TOKENS", "litdata": "_CHUNK_TOKENS"}
 
 
-def export(folder, name, sequences, split="train", dtype="uint32"):
+def export(folder, name, sequences, split="train", dtype="uint32", row_len=None):
     """Write sequences in a format: its folder and files."""
     folder.mkdir()
     path = folder / "stream.bin"
     np.array(joined(sequences), dtype).tofile(path)
     lengths = np.array([len(one) for one in sequences], np.int64)
     labels = (np.arange(len(sequences)) % 2).astype(np.uint8)
-    staged = staged_sequences(path, np.dtype(dtype), lengths, labels, ("a", "b"))
+    staged = staged_sequences(path, np.dtype(dtype), lengths, labels, ("a", "b"), row_len=row_len)
     files = WRITERS[name].load().write(staged, Folder(folder / name), split)
     return folder / name, [folder / name / file for file in files]
 
@@ -357,7 +438,7 @@ def counted(lengths):
 @pytest.mark.parametrize("name", WIDE)
 def test_one_row_is_enough(tmp_path, name):
     rows = counted([8])
-    folder, files = export(tmp_path / "x", name, rows)
+    folder, files = export(tmp_path / "x", name, rows, row_len=8)
     assert same(READERS[name](folder, "train", MANIFEST), rows)
     assert WRITERS[name].load().read(files, spec(rows=1), 0, 1).tolist() == rows
 
@@ -365,7 +446,8 @@ def test_one_row_is_enough(tmp_path, name):
 @pytest.mark.parametrize("name", WIDE)
 def test_no_sequence_at_all_is_no_failure(tmp_path, name):
     folder, files = export(tmp_path / "x", name, [], "val")
-    assert read_labels(folder, "val", MANIFEST) == []
+    assert same(READERS[name](folder, "val", MANIFEST), [])
+    assert list(LABELS.get(name, read_labels)(folder, "val", MANIFEST)) == []
     assert all(path.exists() for path in files)
 
 
@@ -459,3 +541,154 @@ def test_nanogpt_holds_every_id_of_uint16(tmp_path):
     store = make_store(tmp_path, CORPUS, words=(1 << 16) - 1)
     assert (store.vocab_size, store.dtype) == (1 << 16, np.uint16)
     make_plan(load(tmp_path / "recipe.yaml"), store, {"code": 0.5, "empty-handed": 0, "web": 0.5})
+
+
+# ---- formats that hold rows of columns ----
+
+SMALL = {  # constants that put borders between the rows of a small mixture, 3 to 5 rows a file
+    "mds": {"_SHARD_BYTES": 550},
+    "hf": {"_FILE_BYTES": 200},
+    "parquet": {"_GROUP_BYTES": 100, "_FILE_GROUPS": 2},
+}
+
+
+def staged(folder, dtype, lengths, *, row_len=None, domains=("a", "b", "c")):
+    """Sequences of counted tokens, and the same as lists."""
+    folder.mkdir(parents=True)
+    tokens = np.arange(sum(lengths)).astype(dtype)
+    tokens.tofile(folder / "stream.bin")
+    labels = (np.arange(len(lengths)) % len(domains)).astype(
+        np.uint8 if len(domains) <= 256 else np.uint16
+    )
+    lengths = np.array(lengths, np.int64)
+    made = staged_sequences(
+        folder / "stream.bin", np.dtype(dtype), lengths, labels, domains, row_len=row_len
+    )
+    return made, [one.tolist() for one in np.split(tokens, np.cumsum(lengths)[:-1])]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    for name, constants in SMALL.items():
+        for constant, value in constants.items():
+            monkeypatch.setattr(f"mixc.writers.{name}.{constant}", value)
+
+
+every_dtype = pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+
+
+@every_dtype
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("count", [1, 2, 29, 30])
+def test_rows_cut_into_files(small, tmp_path, name, dtype, count):
+    sequences, rows = staged(tmp_path / "staged", dtype, [16] * count, row_len=16)
+    module, domains = WRITERS[name].load(), [chr(ord("a") + i) for i in range(3)]
+    manifest = {"dtype": dtype, "seq_len": 16, "domains": domains}
+    files = module.write(sequences, Folder(tmp_path / "out"), "train")
+    assert (len(files) > 4) == (count > 2)
+    assert READERS[name](tmp_path / "out", "train", manifest) == rows
+    labels = LABELS[name](tmp_path / "out", "train", manifest)
+    assert labels == sequences.labels.tolist()
+    paths = [tmp_path / "out" / file for file in files]
+    holds = spec(dtype=np.dtype(dtype), seq_len=16, rows=count)
+    for first in range(count):
+        for stop in range(first, count + 1):
+            found = module.read(paths, holds, first, stop - first)
+            assert found.dtype == dtype
+            assert found.tolist() == rows[first:stop]
+    module.write(sequences, Folder(tmp_path / "again"), "train")
+    assert tree_hash(tmp_path / "again") == tree_hash(tmp_path / "out")
+
+
+@every_dtype
+@pytest.mark.parametrize("name", SMALL)
+def test_documents_cut_into_files(small, tmp_path, name, dtype):
+    lengths = [1, 300, 7, 255, 256, 65_535, 65_536, 3, 3, 3, 3, 3]
+    sequences, documents = staged(tmp_path / "staged", dtype, lengths)
+    manifest = {"dtype": dtype, "domains": ["a", "b", "c"]}
+    WRITERS[name].load().write(sequences, Folder(tmp_path / "out"), "val")
+    assert READERS[name](tmp_path / "out", "val", manifest) == documents
+    assert LABELS[name](tmp_path / "out", "val", manifest) == sequences.labels.tolist()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_one_row_and_no_holdout(tmp_path, name):
+    mixture = {"rows": 1, "seq_len": 16, "formats": ["megatron", name]}
+    _, built = make_mixture(tmp_path, CORPUS, mixture=mixture, holdout={"fraction": 0})
+    assert built.read(0, 1, of=name).tolist() == flat(built).tolist()
+    assert not (built.root / name / "val").exists()
+
+
+@pytest.mark.parametrize("name", ["hf", "parquet"])
+def test_ids_over_int32_are_refused(name):
+    WRITERS[name].load().check(spec(vocab_size=1 << 31))
+    with pytest.raises(MixcError) as raised:
+        WRITERS[name].load().check(spec(vocab_size=(1 << 31) + 1))
+    assert raised.value.code == "MX062"
+
+
+# ---- mds ----
+
+
+def streaming():
+    reason = "MosaicML Streaming is not installed: pip install mosaicml-streaming"
+    return pytest.importorskip("streaming", reason=reason)
+
+
+@every_dtype
+@pytest.mark.parametrize("domains", [3, 300])
+@pytest.mark.parametrize(
+    ("split", "lengths"),
+    [("train", [16] * 30), ("train", [16]), ("val", [1, 70, 7, 80, 3, 3, 3, 3, 40])],
+)
+def test_mds_is_what_its_own_writer_writes(small, tmp_path, dtype, domains, split, lengths):
+    module = streaming()
+    names = tuple(f"d{i:03}" for i in range(domains))
+    row_len = 16 if split == "train" else None
+    sequences, rows = staged(tmp_path / "staged", dtype, lengths, row_len=row_len, domains=names)
+    files = WRITERS["mds"].load().write(sequences, Folder(tmp_path), split)
+    columns = {
+        "tokens": f"ndarray:{dtype}:16" if row_len else f"ndarray:{dtype}",
+        "domain": sequences.labels.dtype.name,
+    }
+    theirs = tmp_path / "theirs"
+    with module.MDSWriter(
+        columns=columns, out=str(theirs), hashes=["xxh64"], size_limit=550
+    ) as writer:
+        for row, label in zip(rows, sequences.labels, strict=True):
+            writer.write({"tokens": np.array(row, dtype), "domain": label})
+    assert {file.name for file in theirs.iterdir()} == {file.split("/")[1] for file in files}
+    for file in files:
+        assert (tmp_path / file).read_bytes() == (theirs / file.split("/")[1]).read_bytes()
+    found = list(module.StreamingDataset(local=str(tmp_path / split), batch_size=1, shuffle=False))
+    assert [one["tokens"].tolist() for one in found] == rows
+    assert [int(one["domain"]) for one in found] == sequences.labels.tolist()
+
+
+def test_mds_refuses_a_shard_that_uint32_cannot_address():
+    header = WRITERS["mds"].load()._header
+    header(np.array([(1 << 32) - 15]), b"{}")
+    with pytest.raises(MixcError) as raised:
+        header(np.array([(1 << 32) - 14]), b"{}")
+    assert raised.value.code == "MX062"
+
+
+# ---- hf ----
+
+
+@every_width
+def test_hf_is_mapped_and_described(built):
+    _, mixture = built
+    value = "uint16" if mixture.manifest["dtype"] == "uint16" else "int32"
+    pa.default_memory_pool().release_unused()
+    before = pa.total_allocated_bytes()
+    dataset = load_from_disk(str(mixture.root / "hf/train"))
+    column = dataset.data.column("input_ids")
+    assert pa.total_allocated_bytes() == before
+    assert column.type == pa.list_(getattr(pa, value)(), 16)
+    assert len(dataset) == 30
+    assert dataset.features["domain"] == ClassLabel(names=list(mixture.manifest["domains"]))
+    documents = load_from_disk(str(mixture.root / "hf/val"))
+    assert documents.data.column("input_ids").type == pa.list_(getattr(pa, value)())
+    assert dataset._fingerprint != documents._fingerprint
+    assert dataset._fingerprint == load_from_disk(str(mixture.root / "hf/train"))._fingerprint

@@ -212,17 +212,27 @@ def _checked(data: dict[str, Any]) -> str:
 
 @cli.command()
 @click.argument("path", type=_PATH)
-@click.option("--row", type=int, help="One row of a mixture: where it comes from.")
+@click.option("--row", type=int, help="One row of a mixture: its text, and where it comes from.")
+@click.option("--token", type=int, help="One token of a mixture, counted along the stream.")
 @click.option("--doc", type=int, help="One document of a store, by its id.")
-@click.option("--decode", is_flag=True, help="Show the text as well.")
+@click.option("--decode", is_flag=True, help="Show a document's text as well.")
+@_store_option
 @_json_option
-def inspect(path: Path, row: int | None, doc: int | None, decode: bool, as_json: bool) -> None:
-    """Show a store or mixture, or one row or document."""
+def inspect(path: Path, as_json: bool, **options: Any) -> None:
+    """Show a store or mixture, or one row, token or document."""
     from mixc.inspect import inspect as look
-    from mixc.report import tables
+    from mixc.report import sources, tables
 
-    data = look(path, row=row, doc=doc, decode=decode)
-    render = {"store": tables.store, "mixture": tables.mixture}.get(data["kind"], tables.copies)
+    if sum(options[name] is not None for name in ("row", "token", "doc")) > 1:
+        raise click.UsageError("choose one of --row, --token and --doc")
+    data = look(path, **options)
+    render = {
+        "store": tables.store,
+        "mixture": tables.mixture,
+        "row": sources.row,
+        "token": sources.token,
+        "document": sources.document,
+    }[data["kind"]]
     _give(data, as_json, render)
 
 

@@ -167,16 +167,3 @@ def _shown(key: str, value: object) -> str:
             return quantity(value, "B")
         return duration(value) if key.endswith("seconds") else f"{value:,.0f}"
     return str(value)
-
-
-def copies(found: Mapping[str, Any]) -> None:
-    """Where a document or a row comes from."""
-    entries = found.get("copies", [found])
-    for entry in entries:
-        for key, value in entry.items():
-            if key not in ("kind", "spans", "tokens") or isinstance(value, int):
-                print(f"{key}: {value}")
-        if "spans" in entry:
-            columns = list(entry["spans"][0])
-            table("spans", columns, [[str(span[c]) for c in columns] for span in entry["spans"]])
-        print()

@@ -237,6 +237,25 @@ def inspect(path: Path, as_json: bool, **options: Any) -> None:
 
 
 @cli.command()
+@click.argument("a", type=_PATH)
+@click.argument("b", type=_PATH)
+@_json_option
+@click.pass_context
+def diff(ctx: click.Context, a: Path, b: Path, as_json: bool) -> None:
+    """Tell two mixtures apart. Exits with 0 if they are equal, 1 if not.
+
+    Equal mixtures have the same stream of tokens, in rows of one length, and the same rows by
+    domain, whatever their formats.
+    """
+    from mixc.diff import diff as compare
+    from mixc.report import tables
+
+    data = compare(a, b)
+    _give(data, as_json, tables.diff)
+    ctx.exit(0 if data["equal"] else 1)
+
+
+@cli.command()
 @_json_option
 def schema(as_json: bool) -> None:
     """Print the JSON Schema of recipes, for editors."""

@@ -167,3 +167,28 @@ def _shown(key: str, value: object) -> str:
             return quantity(value, "B")
         return duration(value) if key.endswith("seconds") else f"{value:,.0f}"
     return str(value)
+
+
+def diff(found: Mapping[str, Any]) -> None:
+    """What tells two mixtures apart."""
+    a, b = found["a"], found["b"]
+    rows = [
+        [key.replace("_", " "), str(a[key]), str(b[key]), "" if a[key] == b[key] else "differs"]
+        for key in a
+        if key != "path"
+    ]
+    table(f"a: {a['path']}\nb: {b['path']}", ("", "a", "b", ""), rows)
+    rows = []
+    for name, domain in found["domains"].items():
+        pair = [domain["a"] or {}, domain["b"] or {}]
+        cells = [f"{one[k]:{how}}" if one else "-" for k, how in _COMPARED for one in pair]
+        common = ["-" if domain[k] is None else f"{domain[k]:,}" for k in ("common", "in_place")]
+        rows.append([name, *cells, *common])
+    columns = [f"{key} {side}" for key, _ in _COMPARED for side in "ab"]
+    table("domains", ("domain", *columns, "rows in common", "in place"), rows)
+    for note in found["notes"]:
+        print(note)
+    print("equal" if found["equal"] else "not equal")
+
+
+_COMPARED = (("weight", ".4f"), ("rows", ","), ("epochs", ".2f"))

@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from mixc.build import provenance
 from mixc.build.mixture import Mixture, kind_of, open_mixture
+from mixc.build.source import store_of
 from mixc.errors import MixcError, Place
-from mixc.store.store import TOKENIZER, Store, open_store
+from mixc.store.shard import Documents
+from mixc.store.store import TOKENIZER, Store, Unit, open_store
 from mixc.store.summary import store_details
 from mixc.tokenize.encoder import load
 
+_AROUND = 48  # tokens of the document shown on either side of one
+
 
 def inspect(
-    path: Path, *, row: int | None = None, doc: int | None = None, decode: bool = False
+    path: Path,
+    *,
+    row: int | None = None,
+    token: int | None = None,
+    doc: int | None = None,
+    decode: bool = False,
+    store: Path | None = None,
 ) -> dict[str, Any]:
-    """Plain data about a store or a mixture, or about one row or document of it.
+    """Plain data about a store or a mixture, or about one row, token or document of it.
 
-    Raises MX070 if there is no such row or document.
+    `token` counts the tokens of the mixture's stream. `store` is a mixture's, if it does not
+    stand beside it; what cannot be told without it is named under `not_shown`. `decode` adds a
+    document's text. Raises MX070 if there is no such row, token or document, and MX041 or MX045
+    if `store` is given and is not the mixture's.
     """
     if kind_of(path) == "store":
-        store = open_store(path)
-        if row is not None:
+        opened = open_store(path)
+        if row is not None or token is not None:
             raise _none("a store has documents, not rows", path, "use --doc ID")
-        return store_details(store) if doc is None else _document(store, doc, decode)
+        return store_details(opened) if doc is None else _document(opened, doc, decode)
     mixture = open_mixture(path)
     if doc is not None:
         raise _none("a mixture has rows, not documents", path, "use --row N, or name the store")
-    return mixture_summary(mixture) if row is None else _row(mixture, row, decode)
+    if row is not None:
+        return _row(mixture, row, _Source.of(mixture, store))
+    if token is not None:
+        return _token(mixture, token, _Source.of(mixture, store))
+    return mixture_summary(mixture)
 
 
 def mixture_summary(mixture: Mixture) -> dict[str, Any]:
@@ -77,14 +96,11 @@ def _document(store: Store, doc: int, decode: bool) -> dict[str, Any]:
                     entry = {
                         "domain": name,
                         "document": number + int(i),
-                        "file": unit.inputs[int(documents.source[i])]["path"],
-                        "record": int(documents.row[i]),
+                        **_input(unit, documents, int(i)),
                         "tokens": len(tokens),
                         "text_bytes": int(documents.n_bytes[i]),
                         "held_out": bool(np.isin(np.uint64(doc), store.all_held_ids)),
                     }
-                    if documents.id is not None:
-                        entry["id"] = documents.own_id(int(i))
                     if tokenizer is not None:
                         entry["text"] = tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
                     found.append(entry)
@@ -94,23 +110,131 @@ def _document(store: Store, doc: int, decode: bool) -> dict[str, Any]:
     return {"kind": "document", "doc_id": doc, "copies": found}
 
 
-def _row(mixture: Mixture, row: int, decode: bool) -> dict[str, Any]:
+def _input(unit: Unit, documents: Documents, number: int) -> dict[str, Any]:
+    """Where a document of a shard was read: file, record, and its own id if the store has it."""
+    found: dict[str, Any] = {
+        "file": unit.inputs[int(documents.source[number])]["path"],
+        "record": int(documents.row[number]),
+    }
+    if documents.id is not None:
+        found["id"] = documents.own_id(number)
+    return found
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is at hand to explain a mixture's tokens; `missing` says in words what is not."""
+
+    store: Store | None
+    tokenizer: Any
+    missing: tuple[str, ...]
+
+    @staticmethod
+    def of(mixture: Mixture, given: Path | None) -> _Source:
+        """The store that a mixture came from, and its tokenizer, as far as they are there."""
+        store = store_of(mixture, given)
+        if store is not None:
+            return _Source(store, load((store.root / TOKENIZER).read_bytes(), TOKENIZER), ())
+        beside = mixture.root.parent / "store"
+        why = f"the mixture's own store is not at {beside}: name it with --store"
+        try:
+            other = open_store(beside)
+        except MixcError:
+            other = None
+        sha256 = mixture.manifest["tokenizer"]["sha256"]
+        if other is None or other.manifest["tokenizer"]["sha256"] != sha256:
+            return _Source(None, None, (f"files, records and text: {why}",))
+        tokenizer = load((other.root / TOKENIZER).read_bytes(), TOKENIZER)
+        return _Source(None, tokenizer, (f"files and records: {why}",))
+
+    def input(self, domain: str, document: int) -> dict[str, Any]:
+        """Where a document was read, or nothing."""
+        if self.store is None:
+            return {}
+        unit, documents, number = _locate(self.store, domain, document)
+        return _input(unit, documents, number)
+
+    def tokens(self, domain: str, document: int) -> NDArray[Any] | None:
+        """A document's tokens."""
+        if self.store is None:
+            return None
+        _, documents, i = _locate(self.store, domain, document)
+        found: NDArray[Any] = documents.tokens[documents.offsets[i] : documents.offsets[i + 1]]
+        return found
+
+    def text(self, key: str, tokens: NDArray[Any]) -> dict[str, str]:
+        """The text of tokens under a key, or nothing."""
+        if self.tokenizer is None:
+            return {}
+        return {key: self.tokenizer.decode(tokens.tolist(), skip_special_tokens=False)}
+
+
+def _locate(store: Store, domain: str, document: int) -> tuple[Unit, Documents, int]:
+    """The unit and shard of a domain's document, and its number there."""
+    for unit in store.domains[domain].units:
+        for shard in unit.shards:
+            if document < shard.documents:
+                return unit, store.open(shard), document
+            document -= shard.documents
+    place = Place(str(store.root))
+    raise MixcError("MX040", f"domain '{domain}' lacks a document of the mixture", place=place)
+
+
+def _row(mixture: Mixture, row: int, source: _Source) -> dict[str, Any]:
+    """A row, the documents it was cut from, and its text."""
+    entry = _provenance(mixture, row)
+    tokens = mixture.read(row, 1)[0]
+    at = 0
+    for span in entry["spans"]:
+        span |= source.input(entry["domain"], span["document"])
+        span |= source.text("text", tokens[at : at + span["length"]])
+        at += span["length"]
+    entry |= {"tokens": tokens.tolist(), **source.text("text", tokens)}
+    return {"kind": "row", **entry, "not_shown": list(source.missing)}
+
+
+def _token(mixture: Mixture, token: int, source: _Source) -> dict[str, Any]:
+    """One token of the stream: its row, its document, and the text around it."""
+    total = mixture.manifest["tokens"]
+    if not 0 <= token < total:
+        raise _none(f"there is no token {token}: tokens are 0 to {total - 1}", mixture.root)
+    row, place = divmod(token, mixture.manifest["seq_len"])
+    entry, tokens = _provenance(mixture, row), mixture.read(row, 1)[0]
+    begin = 0  # of the span that holds the token
+    for span in entry["spans"]:
+        if place < begin + span["length"]:
+            break
+        begin += span["length"]
+    at = span["start"] + place - begin
+    document = source.tokens(entry["domain"], span["document"])
+    if document is None:  # what the row itself holds of it
+        document, here = tokens[begin : begin + span["length"]], place - begin
+    else:
+        here = at
+    return {
+        "kind": "token",
+        "token": token,
+        "id": int(tokens[place]),
+        "row": row,
+        "place": place,
+        "domain": entry["domain"],
+        "epoch": span["epoch"],
+        "document": span["document"],
+        "doc_id": span["doc_id"],
+        "place_in_document": at,
+        "source": source.input(entry["domain"], span["document"]),
+        **source.text("before", document[max(here - _AROUND, 0) : here]),
+        **source.text("text", document[here : here + 1]),
+        **source.text("after", document[here + 1 : here + 1 + _AROUND]),
+        "not_shown": list(source.missing),
+    }
+
+
+def _provenance(mixture: Mixture, row: int) -> dict[str, Any]:
     rows = mixture.manifest["rows"]
     if not 0 <= row < rows:
         raise _none(f"there is no row {row}: rows are 0 to {rows - 1}", mixture.root)
     with pq.ParquetFile(mixture.root / provenance.FILE) as file:
         group, local = divmod(row, mixture.manifest["block_rows"])
         entry: dict[str, Any] = file.read_row_group(group).slice(local, 1).to_pylist()[0]
-    entry["tokens"] = mixture.read(row, 1)[0].tolist()
-    if decode:
-        entry["text"] = _decode(mixture, entry["tokens"])
-    return {"kind": "row", **entry}
-
-
-def _decode(mixture: Mixture, tokens: list[int]) -> str:
-    """The row's text, by the tokenizer of the store beside the mixture."""
-    store = open_store(mixture.root.parent / "store")
-    if store.manifest["tokenizer"]["sha256"] != mixture.manifest["tokenizer"]["sha256"]:
-        raise _none("the store beside the mixture has another tokenizer", mixture.root)
-    tokenizer = load((store.root / TOKENIZER).read_bytes(), TOKENIZER)
-    return str(tokenizer.decode(tokens, skip_special_tokens=False))
+    return entry

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -20,17 +21,27 @@ from mixc.build import order, provenance
 from mixc.build.counts import capacity, row_counts
 from mixc.build.gather import block_digest, stream_hash
 from mixc.build.mixture import Mixture, kind_of, open_mixture
+from mixc.build.source import store_of
 from mixc.errors import MixcError, Place, raise_all
-from mixc.rows.stream import DomainStream, Spans, targets
+from mixc.rng import Stream
+from mixc.rows.stream import DomainStream, targets
 from mixc.store import store as stores
 from mixc.store.hashes import FileRecord, check_file
-from mixc.store.shard import ShardRecord, open_shard
+from mixc.store.shard import ShardRecord, open_shard, token_dtype
 from mixc.store.store import Store, open_store
+from mixc.writers.sequences import label_dtype
+
+SAMPLE_GROUPS, SAMPLE_ONE_IN = 8, 16
+_SPAN_FIELDS = ("epoch", "document", "start", "length")
+_LABELS = ".domains"
 
 
 @dataclass
 class Report:
-    """What was checked. `traced_rows` were compared, token by token, with the store."""
+    """What was checked. `traced_rows` were compared, token by token, with the store.
+
+    They stand in `traced_groups` of the provenance's `groups` row groups.
+    """
 
     kind: str
     path: Path
@@ -38,6 +49,9 @@ class Report:
     bytes: int = 0
     documents: int = 0
     rows: int = 0
+    formats: int = 0
+    groups: int = 0
+    traced_groups: int = 0
     traced_rows: int = 0
     problems: list[MixcError] = field(default_factory=list)
 
@@ -46,18 +60,21 @@ class Report:
         self.problems.append(MixcError("MX040", message, place=Place(str(path or self.path))))
 
 
-def verify(path: Path, *, store: Path | None = None) -> Report:
+def verify(path: Path, *, store: Path | None = None, full: bool = False) -> Report:
     """Check a store or a mixture. Raises MX040, once for each thing that is wrong.
 
-    A mixture's rows are compared with the tokens they were cut from if the store is given or
-    stands beside it.
+    Hashes, counts, order, and every format's stream are always checked whole. If the store is
+    given or stands beside it, a mixture's rows are also derived from their seed again, and
+    compared with the tokens they were cut from: all of them if `full`, or else those of a sample
+    of the provenance's row groups (about 16 Mi tokens each), 8 or one in 16, whichever is more,
+    drawn by the mixture's seed.
     """
     kind = kind_of(path)
     report = Report(kind, path)
     if kind == "store":
         _verify_store(open_store(path), report)
     else:
-        _verify_mixture(open_mixture(path), store, report)
+        _verify_mixture(open_mixture(path), store, full, report)
     raise_all(report.problems)
     return report
 
@@ -109,31 +126,64 @@ def _check_shard(store: Store, shard: ShardRecord, counted: dict[str, int], repo
     counted["held_tokens"] += int(lengths[held].sum())
 
 
-def _verify_mixture(mixture: Mixture, store: Path | None, report: Report) -> None:
+@contextmanager
+def _well_formed(path: Path, report: Report) -> Iterator[None]:
+    """Note as damage what cannot even be read: anyone can seal a manifest, or hash a file."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, OSError) as error:
+        # Arrow's errors are among these.
+        report.wrong(f"what stands there makes no sense: {type(error).__name__}: {error}", path)
+
+
+def _verify_mixture(mixture: Mixture, store: Path | None, full: bool, report: Report) -> None:
     _check_files(mixture.root, mixture.files(), report)
     if report.problems:
         return
-    report.rows = mixture.manifest["rows"]
-    _check_ledger(mixture, report)
+    with _well_formed(mixture.root / mixtures.MANIFEST, report):
+        report.rows = mixture.manifest["rows"]
+        labels = _check_ledger(mixture, report)
     if report.problems:  # what follows relies on the counts
         return
-    _check_order(mixture, report)
-    _check_stream(mixture, report)
-    source = _source(mixture, store)
+    checks: list[Callable[[], None]] = [
+        lambda: _check_order(mixture, labels, report),
+        lambda: _check_labels(mixture, labels, report),
+    ]
+    checks += [_stream_check(mixture, name, report) for name in mixture.manifest["formats"]]
+    source = store_of(mixture, store)
     if source is not None:
-        _check_store(mixture, source, report)
-        _trace(mixture, source, report)
+        checks += [
+            lambda: _check_store(mixture, source, report),
+            lambda: _check_held(mixture, source, report),
+            lambda: _trace(mixture, source, labels, full, report),
+        ]
+    for check in checks:
+        with _well_formed(mixture.root, report):
+            check()
 
 
-def _check_ledger(mixture: Mixture, report: Report) -> None:
-    """Derive the ledger again from the provenance, and see that it adds up."""
+# ---- the ledger, the weights and the order, from the provenance ----
+
+
+def _check_ledger(mixture: Mixture, report: Report) -> NDArray[np.uint16]:
+    """Derive the ledger again from the provenance, and see that it adds up.
+
+    Returns the domain of each row, uint16[R].
+    """
     manifest, path = mixture.manifest, mixture.root / mixtures.MANIFEST
     taken: dict[str, dict[int, int]] = {name: {} for name in manifest["domains"]}
-    rows = dict.fromkeys(manifest["domains"], 0)
+    labels = [np.zeros(0, np.uint16)]
+    first = 0
     for table in _tables(mixture):
+        _check_rows(mixture, table, first, report)
+        if report.problems:
+            return labels[0]
         provenance.add_up(table, taken)
-        for pair in table["domain"].value_counts().to_pylist():
-            rows[pair["values"]] += pair["counts"]
+        labels.append(_labels(mixture, table))
+        first += table.num_rows
+    every = np.concatenate(labels)
+    counts = np.bincount(every, minlength=len(taken)).tolist()
+    rows = dict(zip(manifest["domains"], counts, strict=True))
     claimed = manifest["ledger"]
     reads = {name: (entry["read"], entry["held_out"]) for name, entry in claimed.items()}
     if mixtures.make_ledger(reads, taken) != claimed:
@@ -141,6 +191,8 @@ def _check_ledger(mixture: Mixture, report: Report) -> None:
     total, row_tokens = manifest["rows"], {n: rows[n] * manifest["seq_len"] for n in rows}
     if (sum(rows.values()), sum(row_tokens.values())) != (total, manifest["tokens"]):
         report.wrong("the rows of the mixture are not what the provenance says", path)
+    if manifest["dtype"] != str(token_dtype(manifest["tokenizer"]["vocab_size"])):
+        report.wrong("the type of the tokens is not that of the vocabulary", path)
     for name, entry in manifest["domains"].items():
         read, held = reads[name]
         derived = {
@@ -154,6 +206,47 @@ def _check_ledger(mixture: Mixture, report: Report) -> None:
     _check_weights(mixture, report)
     for message in mixtures.check_ledger(claimed, row_tokens):
         report.wrong(message, path)
+    return every
+
+
+def _tables(mixture: Mixture) -> Iterator[pa.Table]:
+    with pq.ParquetFile(mixture.root / provenance.FILE) as file:
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group)
+
+
+def _labels(mixture: Mixture, table: pa.Table) -> NDArray[np.uint16]:
+    """The number of each row's domain. Raises ValueError if one is not of the mixture."""
+    number = pc.index_in(table["domain"], value_set=pa.array(list(mixture.manifest["domains"])))
+    if number.null_count:
+        raise ValueError("a row of the provenance is of a domain that the mixture does not have")
+    found: NDArray[np.uint16] = number.to_numpy().astype(np.uint16)
+    return found
+
+
+def _check_rows(mixture: Mixture, table: pa.Table, first: int, report: Report) -> None:
+    """See that a row group holds the rows from `first` on, each cut to its full length."""
+    manifest, path = mixture.manifest, mixture.root / provenance.FILE
+    if not table.schema.equals(provenance.SCHEMA):
+        report.wrong("the columns are not those of a mixture's provenance", path)
+        return
+    expected = min(manifest["block_rows"], manifest["rows"] - first)
+    numbers = first + np.arange(table.num_rows)
+    if table.num_rows != expected or not np.array_equal(table["row"].to_numpy(), numbers):
+        report.wrong(f"the rows from {first} on are not all there, each in its place", path)
+        return
+    spans = table["spans"].combine_chunks()
+    ends = np.cumsum(spans.value_lengths().to_numpy(), dtype=np.int64)
+    length, start, epoch = (
+        spans.flatten().field(name).to_numpy() for name in ("length", "start", "epoch")
+    )
+    upto = np.concatenate([np.zeros(1, np.int64), np.cumsum(length)])[ends]
+    if (
+        not np.array_equal(upto, manifest["seq_len"] * (1 + np.arange(len(ends))))
+        or min(length.min(), start.min() + 1) < 1
+        or not np.array_equal(table["epoch"].to_numpy(), epoch[ends - 1])
+    ):
+        report.wrong(f"rows from {first} on: their spans do not make whole rows", path)
 
 
 def _check_weights(mixture: Mixture, report: Report) -> None:
@@ -174,53 +267,68 @@ def _check_weights(mixture: Mixture, report: Report) -> None:
         report.wrong("the rows of the domains are not those of their weights")
 
 
-def _check_order(mixture: Mixture, report: Report) -> None:
-    manifest = mixture.manifest
-    names = {name: i for i, name in enumerate(manifest["domains"])}
-    labels = np.concatenate(
-        [np.array([names[n] for n in t["domain"].to_pylist()], np.uint16) for t in _tables(mixture)]
-    )
-    rows = np.bincount(labels, minlength=len(names))
-    error = order.prefix_error(labels, rows, shuffle_block=manifest["order"]["shuffle_block"])
-    if error != manifest["order"]["max_prefix_error"] or error > order.bound(rows):
+def _check_order(mixture: Mixture, labels: NDArray[np.uint16], report: Report) -> None:
+    """Measure the order against its bound, and derive it again from the seed."""
+    said, names = mixture.manifest["order"], list(mixture.manifest["domains"])
+    rows, block = np.bincount(labels, minlength=len(names)), said["shuffle_block"]
+    error, bound = order.prefix_error(labels, rows, shuffle_block=block), order.bound(rows)
+    if (error, bound) != (said["max_prefix_error"], said["bound"]) or error > bound:
         report.wrong(f"the order is {error:.3f} rows off its weights, not what it claims")
+    derived = order.domain_order(rows, shuffle_block=block, seed=mixture.manifest["seed"])
+    for row in np.flatnonzero(derived != labels)[:1]:
+        wanted, found = names[derived[row]], names[labels[row]]
+        report.wrong(f"row {row} is of '{found}', and by the order's seed of '{wanted}'")
 
 
-def _tables(mixture: Mixture) -> Iterator[pa.Table]:
-    with pq.ParquetFile(mixture.root / provenance.FILE) as file:
-        for group in range(file.num_row_groups):
-            yield file.read_row_group(group)
+# ---- the files of the formats ----
 
 
-def _check_stream(mixture: Mixture, report: Report) -> None:
-    """See that every format holds the stream, to the last token."""
+def _files(formats: Mapping[str, Any], suffix: str) -> list[FileRecord]:
+    listed = [FileRecord(**file) for one in formats.values() for file in one["files"]]
+    return [file for file in listed if file.path.endswith(suffix)]
+
+
+def _check_labels(mixture: Mixture, labels: NDArray[np.uint16], report: Report) -> None:
+    """See that the files of domains say of each sequence what provenance and holdout say."""
+    manifest, held = mixture.manifest, mixture.manifest["holdout"]
+    numbers = {name: i for i, name in enumerate(manifest["domains"])}
+    domains = {name: held["domains"][name] for name in numbers if name in held["domains"]}
+    documents = [one["documents"] for one in domains.values()]
+    together = np.repeat([numbers[name] for name in domains], documents)
+    expected = [(manifest["formats"], labels), (held["formats"], together)]
+    expected += [
+        (one["formats"], np.full(one["documents"], numbers[name])) for name, one in domains.items()
+    ]
+    for formats, wanted in expected:
+        for file in _files(formats, _LABELS):
+            found = np.fromfile(mixture.root / file.path, label_dtype(len(numbers)))
+            if not np.array_equal(found, wanted):
+                report.wrong("the domains are not those of the sequences", mixture.root / file.path)
+
+
+def _stream_check(mixture: Mixture, name: str, report: Report) -> Callable[[], None]:
+    """A check that a format holds the stream, to the last token."""
     total, step = mixture.manifest["rows"], mixture.manifest["block_rows"]
-    for name in mixture.manifest["formats"]:
-        digests = [
-            block_digest(mixture.read(i, min(step, total - i), of=name).reshape(-1))
-            for i in range(0, total, step)
-        ]
+
+    def check() -> None:
+        digests = []
+        with progress.task(f"read {name}", total, "rows") as task:
+            for first in range(0, total, step):
+                count = min(step, total - first)
+                rows = mixture.read(first, count, of=name)
+                if rows.shape != (count, mixture.manifest["seq_len"]):
+                    report.wrong("rows are missing", mixture.root / name)
+                    return
+                digests.append(block_digest(rows.reshape(-1)))
+                task.advance(count)
         if stream_hash(digests) != mixture.manifest["stream_hash"]:
             report.wrong("the tokens are not those of the stream hash", mixture.root / name)
+        report.formats += 1
+
+    return check
 
 
-def _source(mixture: Mixture, given: Path | None) -> Store | None:
-    """The store that a mixture was built from; one that is given must be it."""
-    try:
-        store = open_store(given or mixture.root.parent / "store")
-    except MixcError:
-        if given is not None:
-            raise
-        return None
-    if store.store_hash == mixture.manifest["store_hash"]:
-        return store
-    if given is not None:
-        raise MixcError(
-            "MX045",
-            "the mixture was not built from this store",
-            place=Place(str(given)),
-        )
-    return None
+# ---- what came from the store ----
 
 
 def _check_store(mixture: Mixture, store: Store, report: Report) -> None:
@@ -229,6 +337,7 @@ def _check_store(mixture: Mixture, store: Store, report: Report) -> None:
     for what, said, found in (
         ("eot_id", manifest["eot_id"], store.eot_id),
         ("dtype", manifest["dtype"], str(store.dtype)),
+        ("vocab_size", manifest["tokenizer"]["vocab_size"], store.vocab_size),
         ("tokenizer", manifest["tokenizer"]["sha256"], store.manifest["tokenizer"]["sha256"]),
     ):
         if said != found:
@@ -239,60 +348,115 @@ def _check_store(mixture: Mixture, store: Store, report: Report) -> None:
             report.wrong(f"the ledger of '{name}' does not begin with the tokens of the store")
 
 
-def _trace(mixture: Mixture, store: Store, report: Report) -> None:
-    """Derive every row's sources again, and compare its tokens with theirs."""
-    manifest = mixture.manifest
+def _check_held(mixture: Mixture, store: Store, report: Report) -> None:
+    """See that the held-out documents are the store's: their counts, and raw files of them."""
+    held = mixture.manifest["holdout"]
+    tokens_of = {name: one["tokens"] for name, one in held["domains"].items()}
+    together = _Raw(mixture, held["formats"], sum(tokens_of.values()), report)
+    for name in mixture.manifest["domains"]:
+        said = held["domains"].get(name, {"documents": 0, "tokens": 0, "formats": {}})
+        apart = _Raw(mixture, said["formats"], said["tokens"], report)
+        documents = tokens = 0
+        for part in store.held_out(name):
+            documents, tokens = documents + len(part), tokens + len(part.tokens)
+            apart.compare(part.tokens)
+            together.compare(part.tokens)
+        if (documents, tokens) != (said["documents"], said["tokens"]):
+            report.wrong(f"the held-out documents of '{name}' are not as many as the store's")
+
+
+class _Raw:
+    """Files of a format that are tokens and nothing else, compared with the store in order."""
+
+    def __init__(
+        self, mixture: Mixture, formats: Mapping[str, Any], tokens: int, report: Report
+    ) -> None:
+        dtype = np.dtype(mixture.manifest["dtype"])
+        paths = [
+            mixture.root / file.path
+            for file in _files(formats, ".bin")
+            if file.bytes == tokens * dtype.itemsize > 0
+        ]
+        self._files = {path: np.memmap(path, dtype, mode="r") for path in paths}
+        self._at, self._report = 0, report
+
+    def compare(self, tokens: NDArray[Any]) -> None:
+        """Compare the next tokens; a file that differs is reported once."""
+        for path, data in list(self._files.items()):
+            if not np.array_equal(data[self._at : self._at + len(tokens)], tokens):
+                self._report.wrong("the tokens are not those of the held-out documents", path)
+                del self._files[path]
+        self._at += len(tokens)
+
+
+def sample(groups: int, seed: int) -> list[int]:
+    """The row groups whose rows are traced unless all are, in order."""
+    count = max(SAMPLE_GROUPS, -(-groups // SAMPLE_ONE_IN))
+    drawn: list[int] = np.sort(Stream(seed, "verify").permutation(groups)[:count]).tolist()
+    return drawn
+
+
+def _trace(
+    mixture: Mixture, store: Store, labels: NDArray[np.uint16], full: bool, report: Report
+) -> None:
+    """Derive rows' sources again, and compare their tokens with theirs."""
+    manifest, step = mixture.manifest, mixture.manifest["block_rows"]
+    counts = np.bincount(labels, minlength=len(manifest["domains"]))
     streams = {
-        name: DomainStream(store, name, seq_len=manifest["seq_len"], seed=manifest["seed"])
-        for name in manifest["domains"]
+        number: DomainStream(store, name, seq_len=manifest["seq_len"], seed=manifest["seed"])
+        for number, name in enumerate(manifest["domains"])
+        if counts[number]
     }
-    done = dict.fromkeys(streams, 0)
-    with progress.task("trace rows", manifest["rows"], "rows") as task:
-        for table in _tables(mixture):
-            first = table["row"][0].as_py()
-            for name, stream in streams.items():
-                mine = table.filter(pc.field("domain") == name)
-                if not _same_sources(mine, stream, done[name]):
-                    report.wrong(f"rows of '{name}' do not come from where their plan says")
-                    return
-                done[name] += len(mine)
-            out = np.empty(table.num_rows * manifest["seq_len"], manifest["dtype"])
-            for name, stream in streams.items():
-                _refill(table, name, stream, out)
-            bad = (out.reshape(-1, manifest["seq_len"]) != mixture.read(first, len(table))).any(1)
-            for number in first + np.flatnonzero(bad)[:3]:
-                report.wrong(f"row {number} does not hold the tokens that its provenance names")
+    report.groups = -(-len(labels) // step)
+    chosen = range(report.groups) if full else sample(report.groups, manifest["seed"])
+    done, upto, before = np.zeros_like(counts), 0, len(report.problems)
+    size = sum(min(step, len(labels) - group * step) for group in chosen)
+    with (
+        progress.task("trace rows", size, "rows") as task,
+        pq.ParquetFile(mixture.root / provenance.FILE) as file,
+    ):
+        for group in chosen:
+            first = group * step
+            done = done + np.bincount(labels[upto:first], minlength=len(counts))
+            upto = first
+            table, mine = file.read_row_group(group), labels[first : first + step]
+            _trace_group(mixture, table, mine, streams, done, report)
+            if len(report.problems) > before:
+                return
+            report.traced_groups += 1
             report.traced_rows += table.num_rows
             task.advance(table.num_rows)
 
 
-def _same_sources(rows: pa.Table, stream: DomainStream, first: int) -> bool:
-    """Whether rows of a domain are those of its deck from `first` on, cut as they say."""
-    numbers = stream.deck(first + np.arange(len(rows)))
-    spans, said = stream.spans(numbers), rows["spans"].combine_chunks().flatten()
-    return (
-        np.array_equal(rows["stream_row"], numbers)
-        and np.array_equal(said.field("doc_id"), stream.doc_ids(spans.document))
-        and all(np.array_equal(said.field(name), getattr(spans, name)) for name in _SPAN_FIELDS)
-    )
-
-
-def _refill(table: pa.Table, name: str, stream: DomainStream, out: NDArray[Any]) -> None:
-    """Put a domain's rows of a table together again, from its documents."""
+def _trace_group(
+    mixture: Mixture,
+    table: pa.Table,
+    labels: NDArray[np.uint16],
+    streams: Mapping[int, DomainStream],
+    done: NDArray[np.int64],
+    report: Report,
+) -> None:
+    """Derive the rows of one row group, whose decks begin at `done`, int64[K]."""
+    names, first = list(mixture.manifest["domains"]), table["row"][0].as_py()
     spans = table["spans"].combine_chunks()
-    lengths = spans.value_lengths().to_numpy()
-    domains = np.repeat(np.array(table["domain"].to_pylist(), dtype=object), lengths)
-    flat = spans.flatten()
-    column = {field: flat.field(field).to_numpy().astype(np.int64) for field in _SPAN_FIELDS}
-    mine = domains == name
-    document = column["document"][mine]
-    stream.fill(
-        Spans(
-            document, column["epoch"][mine], document, column["start"][mine], column["length"][mine]
-        ),
-        targets(column["length"])[mine],
-        out,
-    )
-
-
-_SPAN_FIELDS = ("epoch", "document", "start", "length")
+    counts, flat = spans.value_lengths().to_numpy(), spans.flatten()
+    owner = np.repeat(labels, counts)
+    said = {name: flat.field(name).to_numpy() for name in (*_SPAN_FIELDS, "doc_id")}
+    places, numbers = targets(said["length"]), table["stream_row"].to_numpy()
+    out = np.empty((len(labels), mixture.manifest["seq_len"]), mixture.manifest["dtype"])
+    for domain, stream in streams.items():
+        rows, mine = labels == domain, owner == domain
+        wanted = stream.deck(done[domain] + np.arange(int(rows.sum())))
+        derived = stream.spans(wanted)
+        if not (
+            np.array_equal(numbers[rows], wanted)
+            and np.array_equal(counts[rows], np.bincount(derived.row, minlength=len(wanted)))
+            and all(np.array_equal(said[n][mine], getattr(derived, n)) for n in _SPAN_FIELDS)
+            and np.array_equal(said["doc_id"][mine], stream.doc_ids(derived.document))
+        ):
+            report.wrong(f"rows of '{names[domain]}' do not come from where their plan says")
+            return
+        stream.fill(derived, places[mine], out.reshape(-1))
+    bad = (out != mixture.read(first, len(labels))).any(axis=1)
+    for number in first + np.flatnonzero(bad)[:3]:
+        report.wrong(f"row {number} does not hold the tokens that its provenance names")

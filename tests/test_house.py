@@ -18,7 +18,7 @@ FLOORS = [
     {"recipe_schema", "rows", "readers"},
     {"recipe", "writers", "report"},
     {"tokenize", "proxy", "build"},
-    {"solve", "verify", "inspect"},
+    {"solve", "verify", "inspect", "diff"},
     {"methods", "pipeline"},
     {"cli"},
     {"__main__"},

@@ -6,6 +6,7 @@ from build_helpers import (
     every_held_id,
     flat,
     make_mixture,
+    mixc,
     random_corpus,
     read_rows,
     small_blocks,
@@ -15,6 +16,7 @@ from helpers import EOT
 
 from mixc.errors import MixcError
 from mixc.inspect import inspect
+from mixc.report.sources import shown
 
 CORPUS = random_corpus(9, {"code": (20, 15), "web": (30, 10)})
 CORPUS["web"].append(CORPUS["code"][3])  # one text in both domains
@@ -111,44 +113,138 @@ def test_a_mixture(built):
     assert "PATH" not in lines
 
 
+def origin(name, number):
+    """The file and record of a domain's document: the even documents, then the odd ones."""
+    total = len(CORPUS[name])
+    written = [*range(0, total, 2), *range(1, total, 2)][number]
+    return {"file": f"corpus/{name}/{written % 2}.jsonl", "record": written // 2}
+
+
+def spell(tokens):
+    return " ".join(EOT if token == 300 else f"a{token}" for token in tokens)
+
+
 def test_every_row(built):
     store, mixture = built
     documents = {name: all_documents(store, name) for name in CORPUS}
     rows, tokens = read_rows(mixture), flat(mixture).tolist()
     for number in range(13):
-        data = inspect(mixture.root, row=number, decode=True)
-        text = data.pop("text")
-        assert data == {"kind": "row", **rows[number], "tokens": tokens[number]}
+        data = inspect(mixture.root, row=number)
+        name, spelled = data["domain"], []
+        for span in rows[number]["spans"]:
+            found = documents[name][span["document"]][1]
+            piece = found[span["start"] : span["start"] + span["length"]]
+            span |= {**origin(name, span["document"]), "text": spell(piece)}
+            spelled += piece
+        assert data == {
+            "kind": "row",
+            **rows[number],
+            "tokens": tokens[number],
+            "text": spell(spelled),
+            "not_shown": [],
+        }
         assert data["row"] == number
-        spelled = []
-        for span in data["spans"]:
-            found = documents[data["domain"]][span["document"]][1]
-            spelled += found[span["start"] : span["start"] + span["length"]]
-        assert text == " ".join(EOT if token == 300 else f"a{token}" for token in spelled)
+
+
+def test_every_token(built):
+    store, mixture = built
+    documents = {name: all_documents(store, name) for name in CORPUS}
+    rows, tokens = read_rows(mixture), flat(mixture).reshape(-1).tolist()
+    for number in range(0, len(tokens), 5):
+        data = inspect(mixture.root, token=number)
+        token = tokens[number]
+        assert (data["kind"], data["token"], data["id"]) == ("token", number, token)
+        assert (data["row"], data["place"]) == divmod(number, 16)
+        assert data["domain"] == rows[data["row"]]["domain"]
+        doc_id, found = documents[data["domain"]][data["document"]]
+        assert data["doc_id"] == doc_id
+        assert data["source"] == origin(data["domain"], data["document"])
+        at = data["place_in_document"]
+        assert found[at] == token
+        assert data["text"] == spell([token])
+        assert data["before"] == spell(found[max(0, at - 48) : at])
+        assert data["after"] == spell(found[at + 1 : at + 49])
+        spans = rows[data["row"]]["spans"]
+        (span,) = [
+            one
+            for i, one in enumerate(spans)
+            if 0 <= data["place"] - sum(two["length"] for two in spans[:i]) < one["length"]
+        ]
+        assert (span["document"], span["epoch"]) == (data["document"], data["epoch"])
+        assert span["start"] <= at < span["start"] + span["length"]
 
 
 def test_what_is_not_there(built, tmp_path):
     store, mixture = built
     for row in (-1, 13, 10**30):
         assert code_of(mixture.root, row=row) == "MX070"
+    for token in (-1, 13 * 16, 10**30):
+        assert code_of(mixture.root, token=token) == "MX070"
     for doc in (-1, 7, 1 << 64):
         assert code_of(store.root, doc=doc) == "MX070"
     assert code_of(store.root, row=0) == "MX070"
+    assert code_of(store.root, token=0) == "MX070"
     assert code_of(mixture.root, doc=7) == "MX070"
     assert code_of(tmp_path) == "MX070"
     assert code_of(tmp_path / "no such folder") == "MX070"
 
 
-def test_a_mixture_that_moved_shows_its_rows_but_cannot_spell_them(built, tmp_path):
-    _, mixture = built
+def test_a_mixture_that_moved_says_what_it_cannot_show(built, tmp_path):
+    store, mixture = built
     moved = shutil.copytree(mixture.root, tmp_path / "moved" / "mixture")
-    assert inspect(moved, row=3) == inspect(mixture.root, row=3)
-    assert code_of(moved, row=3, decode=True) == "MX041"
+    data = inspect(moved, row=3)
+    (why,) = data["not_shown"]
+    assert why.startswith("files, records and text: ")
+    assert str(tmp_path / "moved/store") in why
+    assert "text" not in data
+    assert all("file" not in span and "text" not in span for span in data["spans"])
+    data = inspect(moved, token=30)
+    assert data["source"] == {} and "text" not in data and data["not_shown"] == [why]
+    for asked in ({"row": 3}, {"token": 30}):
+        assert inspect(moved, **asked, store=store.root) == inspect(mixture.root, **asked)
+    assert code_of(moved, row=3, store=tmp_path) == "MX041"
 
 
 def test_text_is_not_spelled_by_another_tokenizer(built, tmp_path):
     _, mixture = built
-    make_mixture(tmp_path, CORPUS, words=400, mixture=MIXTURE)
+    other, _ = make_mixture(tmp_path, CORPUS, words=400, mixture=MIXTURE)
     shutil.rmtree(tmp_path / "out/mixture")
-    shutil.copytree(mixture.root, tmp_path / "out/mixture")
-    assert code_of(tmp_path / "out/mixture", row=3, decode=True) == "MX070"
+    moved = shutil.copytree(mixture.root, tmp_path / "out/mixture")
+    assert "text" in inspect(moved, row=3)["not_shown"][0]
+    assert code_of(moved, row=3, store=other.root) == "MX045"
+
+
+def test_another_store_of_the_same_tokenizer_spells_but_names_no_files(built, tmp_path):
+    _, mixture = built
+    make_mixture(tmp_path, CORPUS, holdout={"fraction": 0.4}, mixture=MIXTURE)
+    shutil.rmtree(tmp_path / "out/mixture")
+    moved = shutil.copytree(mixture.root, tmp_path / "out/mixture")
+    data, whole = inspect(moved, row=3), inspect(mixture.root, row=3)
+    assert data["text"] == whole["text"]
+    assert all("file" not in span for span in data["spans"])
+    assert data["not_shown"][0].startswith("files and records: ")
+    data, whole = inspect(moved, token=50), inspect(mixture.root, token=50)
+    assert data["text"] == whole["text"] and data["source"] == {}
+    assert whole["before"].endswith(data["before"]) and whole["after"].startswith(data["after"])
+
+
+def test_people_read_rows_and_tokens(built, tmp_path):
+    _, mixture = built
+    data = inspect(mixture.root, row=3)
+    printed = mixc("inspect", mixture.root, "--row", 3).stdout
+    for span in data["spans"]:
+        assert f"of {span['file']}, record {span['record']}\n{span['text']}\n" in printed
+    data = inspect(mixture.root, token=50)
+    printed = mixc("inspect", mixture.root, "--token", 50).stdout
+    assert f"place {data['place']} of row 3" in printed
+    assert f"{data['source']['file']}, record {data['source']['record']}" in printed
+    assert f"{data['before']} »{data['text']}« {data['after']}" in printed
+    moved = shutil.copytree(mixture.root, tmp_path / "mixture")
+    assert "not shown: files, records and text" in mixc("inspect", moved, "--row", 3).stdout
+    assert mixc("inspect", mixture.root, "--row", 3, "--token", 3).returncode == 2
+    document = mixc("inspect", built[0].root, "--doc", data["doc_id"], "--decode").stdout
+    assert data["source"]["file"] in document and data["text"] in document
+
+
+def test_text_cannot_steer_the_terminal():
+    assert shown("a\tb\n\x1b[31m\u202e\x00é\u200d") == "a\tb\n\\u001b[31m\\u202e\\u0000é\u200d"

@@ -7,11 +7,12 @@ import pytest
 from build_helpers import make_mixture, mixc, random_corpus, reseal, small_blocks, write_corpus
 
 from mixc import pipeline
+from mixc.build.gather import block_digest, stream_hash
 from mixc.build.mixture import SCHEMA, open_mixture
 from mixc.errors import MixcError, MixcErrors
 from mixc.recipe import load
 from mixc.store.hashes import FileRecord, hash_file
-from mixc.verify import verify
+from mixc.verify import sample, verify
 
 CORPUS = random_corpus(8, {"code": (20, 15), "web": (30, 10)})
 MIXTURE = {
@@ -167,6 +168,15 @@ LIES = {
     "domain epochs": _set("domains", "web", "epochs", value=1.0),
     "weight": _set("domains", "web", "weight", value=0.9),
     "order": _set("order", "max_prefix_error", value=0.0),
+    "bound": _set("order", "bound", value=0.9),
+    "shuffle block": _set("order", "shuffle_block", value=4),
+    "rows of blocks": _set("block_rows", value=4),
+    "type": _set("dtype", value="uint32"),
+    "end of text": _set("eot_id", value=7),
+    "vocabulary": _set("tokenizer", "vocab_size", value=299),
+    "held-out documents": _set("holdout", "domains", "web", "documents", value=5),
+    "held-out tokens": _set("holdout", "domains", "web", "tokens", value=5),
+    "held-out domain": lambda data: data["holdout"]["domains"].pop("web"),
     "stream hash": _set("stream_hash", value="0" * 32),
     "seed": _set("seed", value=5),
 }
@@ -176,6 +186,19 @@ LIES = {
 def test_a_manifest_that_lies_under_a_right_seal_is_found(out, lie):
     reseal(out / "mixture/mixture.json", SCHEMA, LIES[lie])
     assert {code for code, _, _ in problems(out / "mixture")} == {"MX040"}
+
+
+KEYS = ["rows", "ledger", "domains", "order", "block_rows", "stream_hash", "seed", "holdout"]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_manifest_without_a_key_or_with_nonsense_is_damaged(out, key):
+    for change in (lambda data: data.pop(key), lambda data: data.update({key: None})):
+        path = out / "mixture/mixture.json"
+        whole = path.read_bytes()
+        reseal(path, SCHEMA, change)
+        assert {code for code, _, _ in problems(out / "mixture")} == {"MX040"}
+        path.write_bytes(whole)
 
 
 def forge(mixture, name, data=None):
@@ -208,6 +231,86 @@ def test_other_tokens_under_right_hashes_are_found(out):
     ]
 
 
+@pytest.mark.parametrize("name", ["train", "val"])
+@pytest.mark.parametrize("format_name", ["nanogpt", "megatron"])
+def test_another_domain_in_a_file_of_domains_is_found(out, name, format_name):
+    path = out / "mixture" / format_name / f"{name}.domains"
+    labels = bytearray(path.read_bytes())
+    labels[-1] ^= 1
+    forge(out / "mixture", f"{format_name}/{name}.domains", bytes(labels))
+    ((code, message, place),) = problems(out / "mixture")
+    assert (code, place) == ("MX040", str(path))
+    assert message == "the domains are not those of the sequences"
+
+
+def test_other_held_out_tokens_under_a_right_hash_are_found(out):
+    for name in ("nanogpt/val.bin", "holdout/web/megatron/val.bin"):
+        tokens = np.fromfile(out / "mixture" / name, np.uint16)
+        tokens[len(tokens) // 2] ^= 1
+        forge(out / "mixture", name, tokens.tobytes())
+    found = problems(out / "mixture")
+    assert {place.split("/mixture/")[1] for _, _, place in found} == {
+        "nanogpt/val.bin",
+        "holdout/web/megatron/val.bin",
+    }
+
+
+def test_a_stream_that_is_cut_or_empty_under_a_right_hash_is_found(out):
+    whole = (out / "mixture/megatron/train.bin").read_bytes()
+    for damaged in (whole[:-32], whole[:-1], b""):
+        forge(out / "mixture", "megatron/train.bin", damaged)
+        assert {code for code, _, _ in problems(out / "mixture")} == {"MX040"}
+
+
+def swap_in_files(mixture, a, b):
+    """Swap two rows in every file that holds them, under right hashes."""
+    for name in ("nanogpt/train", "megatron/train"):
+        tokens = np.fromfile(mixture / f"{name}.bin", np.uint16).reshape(-1, 16)
+        tokens[[a, b]] = tokens[[b, a]]
+        forge(mixture, f"{name}.bin", tokens.tobytes())
+        labels = np.fromfile(mixture / f"{name}.domains", np.uint8)
+        labels[[a, b]] = labels[[b, a]]
+        forge(mixture, f"{name}.domains", labels.tobytes())
+    digests = [block_digest(tokens[i : i + 5].reshape(-1)) for i in range(0, 13, 5)]
+    reseal(mixture / "mixture.json", SCHEMA, _set("stream_hash", value=stream_hash(digests)))
+
+
+def swap_in_provenance(mixture, a, b):
+    def swap(rows):
+        for key in rows[a].keys() - {"row"}:
+            rows[a][key], rows[b][key] = rows[b][key], rows[a][key]
+
+    change_provenance(mixture, swap)
+
+
+def two_rows(mixture, *, same_domain):
+    """Two rows of one order block, or of one row group, to swap."""
+    domains = pq.read_table(mixture / "rows.parquet")["domain"].to_pylist()
+    pairs = [(a, b) for a in range(5) for b in range(a) if same_domain or a // 2 == b // 2]
+    return next(p for p in pairs if (domains[p[0]] == domains[p[1]]) == same_domain)
+
+
+@pytest.mark.parametrize("same_domain", [True, False])
+def test_rows_that_were_swapped_everywhere_under_right_hashes_are_found(out, same_domain):
+    a, b = two_rows(out / "mixture", same_domain=same_domain)
+    swap_in_files(out / "mixture", a, b)
+    swap_in_provenance(out / "mixture", a, b)
+    found = [message for _, message, _ in problems(out / "mixture")]
+    if same_domain:  # only the deck knows
+        assert "do not come from where their plan says" in found[0]
+    else:  # the seed tells, even without the store
+        assert "by the order's seed of" in found[0]
+        shutil.rmtree(out / "store")
+        assert "by the order's seed of" in problems(out / "mixture")[0][1]
+
+
+def test_rows_that_were_swapped_in_the_files_alone_are_found(out):
+    swap_in_files(out / "mixture", *two_rows(out / "mixture", same_domain=True))
+    found = {message for _, message, _ in problems(out / "mixture")}
+    assert len(found) == 2  # two rows
+    assert all("does not hold the tokens that its provenance names" in one for one in found)
+
+
 def change_provenance(mixture, change):
     with pq.ParquetFile(mixture / "rows.parquet") as file:
         tables = [file.read_row_group(i) for i in range(file.num_row_groups)]
@@ -237,12 +340,106 @@ def _other_id(rows):
     rows[4]["spans"][0]["doc_id"] ^= 1
 
 
-@pytest.mark.parametrize("lie", [_move_start, _other_document, _swap_stream_rows, _other_id])
+def _move_border(rows):
+    two = next(row for row in rows if len(row["spans"]) > 1)["spans"]
+    two[0]["length"] += 1
+    two[1]["length"] -= 1
+
+
+def _longer_and_shorter(rows):
+    rows[0]["spans"][-1]["length"] += 1
+    rows[1]["spans"][0]["length"] -= 1
+
+
+def _other_number(rows):
+    rows[3]["row"] = 2
+
+
+def _other_epoch(rows):
+    rows[3]["epoch"] += 1
+
+
+def _unknown_domain(rows):
+    rows[3]["domain"] = "prose"
+
+
+def _no_spans(rows):
+    rows[3]["spans"] = []
+
+
+LIES_OF_ROWS = [
+    *(_move_start, _other_document, _swap_stream_rows, _other_id, _move_border, _no_spans),
+    *(_longer_and_shorter, _other_number, _other_epoch, _unknown_domain),
+]
+
+
+@pytest.mark.parametrize("lie", LIES_OF_ROWS)
 def test_provenance_that_lies_under_a_right_hash_is_found(out, lie):
     change_provenance(out / "mixture", lambda rows: None)
     verify(out / "mixture")
     change_provenance(out / "mixture", lie)
     assert {code for code, _, _ in problems(out / "mixture")} == {"MX040"}
+
+
+def test_provenance_that_lacks_rows_or_is_no_parquet_is_found(out):
+    name = "rows.parquet"
+    with pq.ParquetFile(out / "mixture" / name) as file:
+        groups = [file.read_row_group(i) for i in range(file.num_row_groups)]
+    for kept in (groups[:-1], groups[1:], [], [pa.concat_tables(groups)]):
+        with pq.ParquetWriter(out / "mixture" / name, groups[0].schema) as writer:
+            for group in kept:
+                writer.write_table(group)
+        forge(out / "mixture", name)
+        assert {code for code, _, _ in problems(out / "mixture")} == {"MX040"}
+    for data in (b"", b"PAR1"):
+        forge(out / "mixture", name, data)
+        assert {code for code, _, _ in problems(out / "mixture")} == {"MX040"}
+
+
+# ---- a sample ----
+
+
+@pytest.fixture(scope="module")
+def many_groups(tmp_path_factory):
+    """A mixture of 40 row groups of one row."""
+    folder = tmp_path_factory.mktemp("groups")
+    with small_blocks(16):
+        make_mixture(folder, CORPUS, mixture={**MIXTURE, "rows": 40})
+    return folder / "out"
+
+
+def test_a_sample_of_row_groups_is_traced_or_all_of_them(many_groups):
+    report = verify(many_groups / "mixture")
+    assert (report.rows, report.groups, report.traced_groups, report.traced_rows) == (40, 40, 8, 8)
+    report = verify(many_groups / "mixture", full=True)
+    assert (report.groups, report.traced_groups, report.traced_rows) == (40, 40, 40)
+
+
+def test_what_the_sample_misses_all_rows_find(many_groups, tmp_path):
+    mixture = shutil.copytree(many_groups, tmp_path / "out") / "mixture"
+    drawn = sample(40, open_mixture(mixture).manifest["seed"])
+    missed = min(set(range(40)) - set(drawn))
+
+    def lie(row):
+        def change(rows):
+            rows[row]["spans"][0]["doc_id"] ^= 1
+
+        return change
+
+    change_provenance(mixture, lie(missed))
+    verify(mixture)
+    assert problems(mixture, full=True)[0][0] == "MX040"
+    change_provenance(mixture, lie(drawn[-1]))
+    assert problems(mixture)[0][0] == "MX040"
+
+
+def test_the_sample_is_fixed_sorted_and_large_enough():
+    for groups in (1, 7, 8, 9, 128, 129, 1000):
+        drawn = sample(groups, 3)
+        assert drawn == sample(groups, 3) == sorted(set(drawn))
+        assert len(drawn) == min(groups, max(8, -(-groups // 16)))
+        assert set(drawn) <= set(range(groups))
+    assert sample(1000, 3) != sample(1000, 4)
 
 
 def test_a_manifest_may_not_name_files_outside_its_folder(out):

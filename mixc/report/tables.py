@@ -169,14 +169,26 @@ def _shown(key: str, value: object) -> str:
     return str(value)
 
 
-def copies(found: Mapping[str, Any]) -> None:
-    """Where a document or a row comes from."""
-    entries = found.get("copies", [found])
-    for entry in entries:
-        for key, value in entry.items():
-            if key not in ("kind", "spans", "tokens") or isinstance(value, int):
-                print(f"{key}: {value}")
-        if "spans" in entry:
-            columns = list(entry["spans"][0])
-            table("spans", columns, [[str(span[c]) for c in columns] for span in entry["spans"]])
-        print()
+def diff(found: Mapping[str, Any]) -> None:
+    """What tells two mixtures apart."""
+    a, b = found["a"], found["b"]
+    rows = [
+        [key.replace("_", " "), str(a[key]), str(b[key]), "" if a[key] == b[key] else "differs"]
+        for key in a
+        if key != "path"
+    ]
+    table(f"a: {a['path']}\nb: {b['path']}", ("", "a", "b", ""), rows)
+    rows = []
+    for name, domain in found["domains"].items():
+        pair = [domain["a"] or {}, domain["b"] or {}]
+        cells = [f"{one[k]:{how}}" if one else "-" for k, how in _COMPARED for one in pair]
+        common = ["-" if domain[k] is None else f"{domain[k]:,}" for k in ("common", "in_place")]
+        rows.append([name, *cells, *common])
+    columns = [f"{key} {side}" for key, _ in _COMPARED for side in "ab"]
+    table("domains", ("domain", *columns, "rows in common", "in place"), rows)
+    for note in found["notes"]:
+        print(note)
+    print("equal" if found["equal"] else "not equal")
+
+
+_COMPARED = (("weight", ".4f"), ("rows", ","), ("epochs", ".2f"))

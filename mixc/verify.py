@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from mixc import progress
 from mixc.build import mixture as mixtures
 from mixc.build import order, provenance
-from mixc.build.counts import capacity, row_counts
+from mixc.build.counts import capacity
 from mixc.build.gather import block_digest, stream_hash
 from mixc.build.mixture import Mixture, kind_of, open_mixture
+from mixc.build.schedule import Asked, Schedule, asked_of, constant, describe, make_schedule
 from mixc.errors import MixcError, Place, raise_all
 from mixc.rows.stream import DomainStream, Spans, targets
 from mixc.store import store as stores
@@ -117,7 +118,10 @@ def _verify_mixture(mixture: Mixture, store: Path | None, report: Report) -> Non
     _check_ledger(mixture, report)
     if report.problems:  # what follows relies on the counts
         return
-    _check_order(mixture, report)
+    schedule = _check_weights(mixture, report)
+    if report.problems:
+        return
+    _check_order(mixture, schedule, report)
     _check_stream(mixture, report)
     source = _source(mixture, store)
     if source is not None:
@@ -151,38 +155,51 @@ def _check_ledger(mixture: Mixture, report: Report) -> None:
         }
         if derived.items() - entry.items():
             report.wrong(f"the rows of '{name}' are not what the provenance says", path)
-    _check_weights(mixture, report)
     for message in mixtures.check_ledger(claimed, row_tokens):
         report.wrong(message, path)
 
 
-def _check_weights(mixture: Mixture, report: Report) -> None:
+def _check_weights(mixture: Mixture, report: Report) -> Schedule:
     """Derive the rows again from the weights, the cap on epochs and the tokens there are."""
     manifest = mixture.manifest
     domains, ledger, total = manifest["domains"], manifest["ledger"], manifest["rows"]
     tokens = [ledger[name]["read"] - ledger[name]["held_out"] for name in domains]
-    weights = np.array([entry["weight"] for entry in domains.values()], np.float64)
     room = capacity(
         np.array(tokens, np.int64),
         rows=total,
         seq_len=manifest["seq_len"],
         max_epochs=manifest["max_epochs"],
     )
-    derived = row_counts(weights, total, room)
-    said = [(entry["rows"], entry["capped"]) for entry in domains.values()]
-    if list(zip(derived.rows.tolist(), derived.capped.tolist(), strict=True)) != said:
+    schedule = make_schedule(_asked(mixture), total, room)
+    counts = zip(schedule.counts.rows.tolist(), schedule.counts.capped.tolist(), strict=True)
+    if list(counts) != [(entry["rows"], entry["capped"]) for entry in domains.values()]:
         report.wrong("the rows of the domains are not those of their weights")
+    if schedule.weights.tolist() != [entry["weight"] for entry in domains.values()]:
+        report.wrong("the weights of the domains are not those of the stages")
+    if describe(schedule, list(domains)) != manifest.get(
+        "stages", describe(schedule, list(domains))
+    ):
+        report.wrong("the rows of the stages are not those of their weights")
+    return schedule
 
 
-def _check_order(mixture: Mixture, report: Report) -> None:
+def _asked(mixture: Mixture) -> tuple[Asked, ...]:
+    """The stages' weights; earlier manifests list none."""
+    if "stages" in mixture.manifest:
+        return asked_of(mixture.manifest["stages"])
+    domains = mixture.manifest["domains"].values()
+    return constant(np.array([entry["weight"] for entry in domains], np.float64))
+
+
+def _check_order(mixture: Mixture, schedule: Schedule, report: Report) -> None:
     manifest = mixture.manifest
     names = {name: i for i, name in enumerate(manifest["domains"])}
     labels = np.concatenate(
         [np.array([names[n] for n in t["domain"].to_pylist()], np.uint16) for t in _tables(mixture)]
     )
-    rows = np.bincount(labels, minlength=len(names))
-    error = order.prefix_error(labels, rows, shuffle_block=manifest["order"]["shuffle_block"])
-    if error != manifest["order"]["max_prefix_error"] or error > order.bound(rows):
+    said, block = manifest["order"], manifest["order"]["shuffle_block"]
+    error, bound = order.schedule_error(labels, schedule, shuffle_block=block)
+    if error != said["max_prefix_error"] or error > bound:
         report.wrong(f"the order is {error:.3f} rows off its weights, not what it claims")
 
 

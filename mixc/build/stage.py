@@ -17,6 +17,7 @@ from mixc.build.gather import BlockTask, build_block, make_builder, stream_hash
 from mixc.build.held import stage_held_out, stage_together, staged_sequences
 from mixc.build.mixture import Mixture, open_mixture
 from mixc.build.plan import BuildPlan
+from mixc.build.schedule import describe
 from mixc.engine import local
 from mixc.errors import MixcError
 from mixc.registry import WRITERS
@@ -64,7 +65,7 @@ def build(
 
 def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -> dict[str, Any]:
     """Stage every file of the mixture under `tree` and describe it."""
-    labels = order.domain_order(plan.counts.rows, shuffle_block=plan.shuffle_block, seed=plan.seed)
+    labels = order.schedule_order(plan.schedule, shuffle_block=plan.shuffle_block, seed=plan.seed)
     digests, taken, rows = _gather(plan, store, labels, work, tree, workers)
     stream = work / _STREAM
     commit.sync(stream)
@@ -78,7 +79,7 @@ def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -
         {name: (domain.tokens, domain.held_tokens) for name, domain in store.domains.items()},
         taken,
     )
-    error = order.prefix_error(labels, plan.counts.rows, shuffle_block=plan.shuffle_block)
+    error, bound = order.schedule_error(labels, plan.schedule, shuffle_block=plan.shuffle_block)
     return {
         "schema": mixtures.SCHEMA,
         "mixc_version": __version__,
@@ -94,10 +95,11 @@ def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -
             "vocab_size": store.vocab_size,
         },
         "domains": describe_domains(plan, store),
+        "stages": describe(plan.schedule, plan.domains),
         "order": {
             "shuffle_block": plan.shuffle_block,
             "max_prefix_error": error,
-            "bound": order.bound(plan.counts.rows),
+            "bound": bound,
         },
         "ledger": ledger,
         "block_rows": plan.block_rows,

@@ -133,9 +133,7 @@ def test_each_row_and_document_is_labelled_with_its_domain(built, name):
     store, mixture = built
     names = list(mixture.manifest["domains"])
     found = LABELS.get(name, read_labels)(mixture.root / name, "train", mixture.manifest)
-    assert [names[i] for i in found] == [
-        inspect(mixture.root, row=i)["domain"] for i in range(30)
-    ]
+    assert [names[i] for i in found] == [inspect(mixture.root, row=i)["domain"] for i in range(30)]
     found = LABELS.get(name, read_labels)(mixture.root / name, "val", mixture.manifest)
     assert [names[i] for i in found] == [
         domain for domain in store.domains for _ in held_documents(store, domain)

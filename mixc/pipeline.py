@@ -173,7 +173,7 @@ def _status(recipe: Recipe) -> str:
 def _size(recipe: Recipe) -> dict[str, int]:
     """What the recipe alone says of its mixture."""
     options = recipe.mixture
-    return {"rows": options.row_count, "tokens": options.row_count * options.seq_len}
+    return {"rows": options.row_count, "tokens": options.row_count * options.row_tokens}
 
 
 def _describe(plan: BuildPlan, store: Store, root: Path) -> dict[str, Any]:

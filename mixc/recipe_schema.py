@@ -29,7 +29,7 @@ ENGINES = ("auto", "fastokens", "gigatoken", "tokenizers")
 REMOTE = ("s3", "gs", "https", "http", "hf")
 WEIGHT_WORDS = ("solved", "natural", "uniform", "unimax")
 RECIPE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-LATER_KEYS = ("stages",)
+LATER_KEYS = ("stages", "row_len")
 RESERVED_NAMES = ("manifest.json", "tokenizer.json", "holdout.arrow")
 DOMAIN_NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 
@@ -352,6 +352,10 @@ class Mixture(Strict):
         default=None, description="rows of the mixture; or tokens"
     )
     seq_len: int = Field(ge=1, le=2**20, description="tokens in a row")
+    row_len: Literal["seq_len", "seq_len+1"] = Field(
+        default="seq_len",
+        description="seq_len+1: one token more in each row, the true next one, as a target alone",
+    )
     max_epochs: float | None = Field(default=None, gt=0, description="passes over a domain at most")
     order: Order = Field(default=Order(), description="how rows follow each other")
     stages: Stages = Field(
@@ -373,7 +377,12 @@ class Mixture(Strict):
     @property
     def row_count(self) -> int:
         """Rows of the mixture; tokens that fill no row are left off."""
-        return self.rows or (self.tokens or 0) // self.seq_len
+        return self.rows or (self.tokens or 0) // self.row_tokens
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens in a row."""
+        return self.seq_len + (self.row_len == "seq_len+1")
 
 
 class Recipe(Strict):

@@ -142,7 +142,7 @@ def _check_ledger(mixture: Mixture, report: Report) -> None:
     reads = {name: (entry["read"], entry["held_out"]) for name, entry in claimed.items()}
     if mixtures.make_ledger(reads, taken) != claimed:
         report.wrong("the ledger is not what the provenance adds up to", path)
-    total, row_tokens = manifest["rows"], {n: rows[n] * manifest["seq_len"] for n in rows}
+    total, row_tokens = manifest["rows"], {n: rows[n] * mixture.row_len for n in rows}
     if (sum(rows.values()), sum(row_tokens.values())) != (total, manifest["tokens"]):
         report.wrong("the rows of the mixture are not what the provenance says", path)
     for name, entry in manifest["domains"].items():
@@ -167,7 +167,7 @@ def _check_weights(mixture: Mixture, report: Report) -> Schedule:
     room = capacity(
         np.array(tokens, np.int64),
         rows=total,
-        seq_len=manifest["seq_len"],
+        seq_len=mixture.row_len,
         max_epochs=manifest["max_epochs"],
     )
     schedule = make_schedule(_asked(mixture), total, room)
@@ -260,7 +260,7 @@ def _trace(mixture: Mixture, store: Store, report: Report) -> None:
     """Derive every row's sources again, and compare its tokens with theirs."""
     manifest = mixture.manifest
     streams = {
-        name: DomainStream(store, name, seq_len=manifest["seq_len"], seed=manifest["seed"])
+        name: DomainStream(store, name, seq_len=mixture.row_len, seed=manifest["seed"])
         for name in manifest["domains"]
     }
     done = dict.fromkeys(streams, 0)
@@ -273,10 +273,10 @@ def _trace(mixture: Mixture, store: Store, report: Report) -> None:
                     report.wrong(f"rows of '{name}' do not come from where their plan says")
                     return
                 done[name] += len(mine)
-            out = np.empty(table.num_rows * manifest["seq_len"], manifest["dtype"])
+            out = np.empty(table.num_rows * mixture.row_len, manifest["dtype"])
             for name, stream in streams.items():
                 _refill(table, name, stream, out)
-            bad = (out.reshape(-1, manifest["seq_len"]) != mixture.read(first, len(table))).any(1)
+            bad = (out.reshape(-1, mixture.row_len) != mixture.read(first, len(table))).any(1)
             for number in first + np.flatnonzero(bad)[:3]:
                 report.wrong(f"row {number} does not hold the tokens that its provenance names")
             report.traced_rows += table.num_rows

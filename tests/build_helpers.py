@@ -150,11 +150,11 @@ def read_rows(mixture):
 
 
 def flat(mixture):
-    """The rows of the first format's train.bin, [rows, seq_len]."""
+    """The rows of the first format's train.bin, [rows, row_len]."""
     manifest = mixture.manifest
     name = next(iter(manifest["formats"]))
     tokens = np.fromfile(mixture.root / name / "train.bin", manifest["dtype"])
-    return tokens.reshape(manifest["rows"], manifest["seq_len"])
+    return tokens.reshape(manifest["rows"], manifest["row_len"])
 
 
 def tree_hash(root):

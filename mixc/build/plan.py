@@ -28,6 +28,7 @@ class BuildPlan:
     domains: tuple[str, ...]
     schedule: Schedule
     seq_len: int
+    row_len: int
     shuffle_block: int
     seed: int
     formats: tuple[str, ...]
@@ -52,12 +53,12 @@ class BuildPlan:
     @property
     def tokens(self) -> int:
         """Tokens of the mixture."""
-        return self.rows * self.seq_len
+        return self.rows * self.row_len
 
     @property
     def block_rows(self) -> int:
         """Rows of an output block: about 16 Mi tokens, whatever their type."""
-        return max(1, _BLOCK_TOKENS // self.seq_len)
+        return max(1, _BLOCK_TOKENS // self.row_len)
 
     @property
     def bytes(self) -> int:
@@ -87,15 +88,24 @@ def make_plan(recipe: Recipe, store: Store, stages: Sequence[StageWeights]) -> B
     if rows < 1:
         raise MixcError(
             "MX060",
-            f"{options.tokens} tokens do not make one row of {options.seq_len}",
+            f"{options.tokens} tokens do not make one row of {options.row_tokens}",
             place=recipe.place("mixture", "tokens"),
             help="ask for more tokens, or for shorter rows",
         )
     tokens = np.array([domain.training_tokens for domain in store.domains.values()], np.int64)
-    room = capacity(tokens, rows=rows, seq_len=options.seq_len, max_epochs=options.max_epochs)
+    length = options.row_tokens
+    room = capacity(tokens, rows=rows, seq_len=length, max_epochs=options.max_epochs)
     with located(recipe.place("mixture")):
         schedule = make_schedule(asked, rows, room)
-    spec = StreamSpec(store.dtype, store.vocab_size, store.eot_id, options.seq_len, rows, domains)
+    spec = StreamSpec(
+        store.dtype,
+        store.vocab_size,
+        store.eot_id,
+        length,
+        rows,
+        domains,
+        extra=length - options.seq_len,
+    )
     with located(recipe.place("mixture", "formats")):
         for name in options.formats:
             WRITERS[name].load().check(spec)
@@ -120,6 +130,7 @@ def make_plan(recipe: Recipe, store: Store, stages: Sequence[StageWeights]) -> B
         domains=domains,
         schedule=schedule,
         seq_len=options.seq_len,
+        row_len=length,
         shuffle_block=options.order.shuffle_block,
         seed=recipe.seed,
         formats=tuple(options.formats),

@@ -69,7 +69,7 @@ def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -
     digests, taken, rows = _gather(plan, store, labels, work, tree, workers)
     stream = work / _STREAM
     commit.sync(stream)
-    lengths = np.broadcast_to(np.int64(plan.seq_len), plan.rows)
+    lengths = np.broadcast_to(np.int64(plan.row_len), plan.rows)
     export = _Exporter(plan, tree)
     numbers = labels.astype(label_dtype(len(plan.domains)), copy=False)
     formats = export("", staged_sequences(stream, plan.spec.dtype, lengths, numbers), "train")
@@ -86,6 +86,7 @@ def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -
         "key": plan.key,
         "store_hash": store.store_hash,
         "seq_len": plan.seq_len,
+        "row_len": plan.row_len,
         "rows": plan.rows,
         "tokens": plan.tokens,
         "dtype": str(plan.spec.dtype),
@@ -114,7 +115,7 @@ def describe_domains(plan: BuildPlan, store: Store) -> dict[str, Any]:
     """What each domain gives, and whether the cap on epochs has cut it."""
     domains = {}
     for i, name in enumerate(plan.domains):
-        tokens = int(plan.counts.rows[i]) * plan.seq_len
+        tokens = int(plan.counts.rows[i]) * plan.row_len
         training = store.domains[name].training_tokens
         domains[name] = {
             "weight": float(plan.weights[i]),
@@ -157,7 +158,7 @@ def _gather(
             build_block,
             _tasks(plan, labels, known),
             setup=make_builder,
-            arguments=(store.root, store.store_hash, plan.domains, plan.seq_len, plan.seed, stream),
+            arguments=(store.root, store.store_hash, plan.domains, plan.row_len, plan.seed, stream),
             workers=workers,
             report=bar.advance,
         ):

@@ -83,6 +83,10 @@ METHODS: dict[str, Entry] = {
 WRITERS: dict[str, Entry] = {
     "nanogpt": Entry("mixc.writers.nanogpt", "train.bin and val.bin of uint16"),
     "megatron": Entry("mixc.writers.megatron", "IndexedDataset .bin and .idx"),
+    "llmc": Entry("mixc.writers.llmc", "shards of llm.c and modded-nanogpt"),
+    "olmo": Entry("mixc.writers.olmo", "raw .npy and .csv.gz of OLMo-core"),
+    "datatrove": Entry("mixc.writers.datatrove", ".ds and .ds.index of datatrove and nanotron"),
+    "litdata": Entry("mixc.writers.litdata", "chunks and index.json of LitData's TokensLoader"),
 }
 
 

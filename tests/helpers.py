@@ -14,6 +14,15 @@ EOT = "<|endoftext|>"
 _WORDS = ["the", "of", "quick", "brown", "fox", "12", "def", "=", "+", "(", "naïve", "漢字"]
 
 
+def identity(path: Path) -> tuple[int, int]:
+    """Equal before and after for a file that was kept or linked.
+
+    The inode alone does not tell: a new file may be given that of one just deleted.
+    """
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
+
+
 def texts(seed: int, count: int, words: int = 12) -> list[str]:
     """Random texts of 1 to 2 * words words, all different."""
     rng = random.Random(seed)

@@ -414,7 +414,7 @@ def test_the_schema_cannot_be_spoiled_by_callers():
     assert "properties" in recipe.json_schema()
 
 
-@pytest.mark.parametrize("key", ["stages", "packing", "seeds", "nmae", "txt", "paths.0"])
+@pytest.mark.parametrize("key", ["stage", "pack", "seeds", "nmae", "txt", "paths.0"])
 def test_a_key_is_unknown_to_the_loader_exactly_if_the_schema_lacks_it(write, key):
     schema = recipe.json_schema()
     places = {"": schema, "mixture.": schema["$defs"]["Mixture"]}

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -359,10 +358,8 @@ def test_a_file_is_at_most_1_mib(tmp_path):
 
 @pytest.mark.parametrize("text", ["[", "{a: ", "- ", "? ", "[{", "a: [", "- - "])
 def test_depth_is_bounded(text):
-    started = time.perf_counter()
     (error,) = complaints(text * 10_000)
     assert error.message == "nested more than 64 levels deep"
-    assert time.perf_counter() - started < 10
 
 
 def test_64_levels_are_allowed():

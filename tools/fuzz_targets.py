@@ -160,7 +160,8 @@ def _yaml_tree(rng: Random, body: bytes) -> bytes:
 def _tokenizer(_: Path) -> Run:
     import numpy as np
 
-    from mixc.tokenize.encoder import REFERENCE, Encoder, Trust, describe
+    from mixc.tokenize.encoder import Encoder, Trust, describe
+    from mixc.tokenize.engines import REFERENCE
 
     texts = ["the fox of th", "", " ü漢 <|endoftext|>\t"]
     doc_id, n_bytes = np.zeros(3, np.uint64), np.zeros(3, np.uint32)

@@ -35,17 +35,21 @@ def stage_held_out(store: Store, domain: str, folder: Path) -> HeldOut:
     joined = np.concatenate(lengths)
     number = list(store.domains).index(domain)
     labels = np.full(len(joined), number, label_dtype(len(store.domains)))
-    sequences = staged_sequences(path, store.dtype, joined, labels)
+    sequences = staged_sequences(path, store.dtype, joined, labels, tuple(store.domains))
     return HeldOut(len(joined), int(joined.sum()), sequences)
 
 
 def staged_sequences(
-    path: Path, dtype: np.dtype[Any], lengths: NDArray[np.int64], labels: NDArray[Any]
+    path: Path,
+    dtype: np.dtype[Any],
+    lengths: NDArray[np.int64],
+    labels: NDArray[Any],
+    domains: tuple[str, ...],
 ) -> Sequences:
     """Sequences whose tokens are staged at `path`; their labels are staged beside it."""
     labels_path = path.with_suffix(".domains")
     commit.write_file(labels_path, labels.tobytes())
-    return Sequences(path, dtype, lengths, labels, labels_path)
+    return Sequences(path, dtype, lengths, labels, labels_path, domains)
 
 
 def stage_together(held: Mapping[str, HeldOut], path: Path) -> Sequences:
@@ -56,4 +60,4 @@ def stage_together(held: Mapping[str, HeldOut], path: Path) -> Sequences:
             copy_tokens(file, one.tokens())
     lengths = np.concatenate([one.lengths for one in parts])
     labels = np.concatenate([one.labels for one in parts])
-    return staged_sequences(path, parts[0].dtype, lengths, labels)
+    return staged_sequences(path, parts[0].dtype, lengths, labels, parts[0].domains)

@@ -109,7 +109,23 @@ def make_plan(recipe: Recipe, store: Store, stages: Sequence[StageWeights]) -> B
     with located(recipe.place("mixture", "formats")):
         for name in options.formats:
             WRITERS[name].load().check(spec)
-    key = key_of(
+    return BuildPlan(
+        domains=domains,
+        schedule=schedule,
+        seq_len=options.seq_len,
+        row_len=length,
+        shuffle_block=options.order.shuffle_block,
+        seed=recipe.seed,
+        formats=tuple(options.formats),
+        spec=spec,
+        key=_key(recipe, store, schedule),
+    )
+
+
+def _key(recipe: Recipe, store: Store, schedule: Schedule) -> str:
+    """The key of what is built: equal keys give equal mixtures."""
+    options, domains = recipe.mixture, tuple(store.domains)
+    return key_of(
         {
             "algorithm": ALGORITHM,
             "store": store.store_hash,
@@ -125,17 +141,6 @@ def make_plan(recipe: Recipe, store: Store, stages: Sequence[StageWeights]) -> B
             "overrides": recipe.overrides_of("name", "mixture", "seed"),
         }
         | ({"stages": describe(schedule, domains)} if options.stages else {})
-    )
-    return BuildPlan(
-        domains=domains,
-        schedule=schedule,
-        seq_len=options.seq_len,
-        row_len=length,
-        shuffle_block=options.order.shuffle_block,
-        seed=recipe.seed,
-        formats=tuple(options.formats),
-        spec=spec,
-        key=key,
     )
 
 

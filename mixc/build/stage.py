@@ -72,7 +72,8 @@ def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -
     lengths = np.broadcast_to(np.int64(plan.row_len), plan.rows)
     export = _Exporter(plan, tree)
     numbers = labels.astype(label_dtype(len(plan.domains)), copy=False)
-    formats = export("", staged_sequences(stream, plan.spec.dtype, lengths, numbers), "train")
+    train = staged_sequences(stream, plan.spec.dtype, lengths, numbers, plan.domains)
+    formats = export("", train, "train")
     for name, entry in formats.items():
         entry["how_to_load"] = WRITERS[name].load().how_to_load(plan.spec)
     ledger = mixtures.make_ledger(

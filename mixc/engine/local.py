@@ -48,6 +48,7 @@ class Crew:
     """
 
     def __init__(self, workers: int) -> None:
+        self.workers = max(1, workers)
         self._context: Any = None
         self._setup: tuple[Callable[..., Any], tuple[object, ...]] | None = None
         self._pipes: list[Connection] = []
@@ -105,7 +106,7 @@ class Crew:
         waiting: dict[int, Result] = {}
         following = 0
         for number, _, result in self.run_chains(
-            function, chains, ended=lambda _: True, report=report, ahead=ahead
+            function, chains, accept=lambda _: True, report=report, ahead=ahead
         ):
             waiting[number] = result
             while following in waiting:
@@ -117,32 +118,33 @@ class Crew:
         function: Callable[[Any, Task, Report], Result],
         chains: Sequence[Chain[Task]],
         *,
-        ended: Callable[[Result], bool],
+        accept: Callable[[Result], bool],
         report: Report,
         ahead: int | None = None,
     ) -> Iterator[tuple[int, int, Result]]:
         """Yield (chain, n, result) of every task; each chain's in order, the chains as they go.
 
-        After an error what is under way is finished; then the first of its errors, in the order
-        of chains, is raised.
+        `accept` is called in this process with each result, and says whether it is its chain's
+        last; what it raises counts as the task's own error. After an error what is under way is
+        finished; then the first of the errors, in the order of chains, is raised.
         """
-        schedule = Schedule(chains, ahead)
+        schedule, report = Schedule(chains, ahead), _quiet(report)
         if self._pipes:
-            yield from self._driven(function, schedule, chains, ended, report)
+            yield from self._driven(function, schedule, chains, accept, report)
             return
         while (place := schedule.next(0)) is not None:
             if self._setup is not None:
                 (setup, arguments), self._setup = self._setup, None
                 self._context = setup(*arguments)
             result = function(self._context, chains[place[0]].task(place[1]), report)
-            yield from schedule.done(place, result, ended(result))
+            yield from schedule.done(place, result, accept(result))
 
     def _driven(
         self,
         function: Callable[..., Any],
         schedule: Schedule,
         chains: Sequence[Chain[Any]],
-        ended: Callable[[Any], bool],
+        accept: Callable[[Any], bool],
         report: Report,
     ) -> Iterator[tuple[int, int, Any]]:
         """Hand tasks out and results over, until nothing is left or something fails."""
@@ -159,13 +161,14 @@ class Crew:
         while places:
             for worker, kind, value in self._hear():
                 if kind == "report":
-                    # Whatever becomes of the display, the work goes on.
-                    with suppress(Exception):
-                        report(value)
-                elif kind == "failed":
-                    failures[places.pop(worker)] = value
+                    report(value)
+                    continue
+                place = places.pop(worker)
+                last, failure = _accepted(accept, kind, value)
+                if failure is None:
+                    yield from schedule.done(place, value, last)
                 else:
-                    yield from schedule.done(places.pop(worker), value, ended(value))
+                    failures[place] = failure
             if not failures:
                 hand_out()
         if failures:
@@ -183,6 +186,28 @@ class Crew:
                     raise _died() from error
                 heard.append((worker, kind, value))
         return heard
+
+
+def _quiet(report: Report) -> Report:
+    """Whatever becomes of the display, the work goes on."""
+
+    def quietly(amount: float) -> None:
+        with suppress(Exception):
+            report(amount)
+
+    return quietly
+
+
+def _accepted(
+    accept: Callable[[Any], bool], kind: str, value: Any
+) -> tuple[bool, BaseException | None]:
+    """Of a task that is over: whether it is its chain's last, or its error."""
+    if kind == "failed":
+        return False, value
+    try:
+        return accept(value), None
+    except Exception as error:
+        return False, error
 
 
 def _send(pipe: Connection, message: tuple[object, ...]) -> None:

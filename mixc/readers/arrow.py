@@ -102,13 +102,13 @@ def _validate_bytes(array: pa.Array) -> None:
 
 def _check_end(counted: Counted, is_file: bool) -> None:
     """Read on behind the end of the stream, where only the footer of a file may stand."""
-    tail = b""
+    tail, size = b"", 0
     while block := counted.read(1 << 20):
-        tail += block
+        tail, size = (tail + block)[-10:], size + len(block)
     footer, magic = tail[-10:-6], tail[-6:]
-    if is_file and (magic != _MAGIC or int.from_bytes(footer, "little") != len(tail) - 10):
+    if is_file and (magic != _MAGIC or int.from_bytes(footer, "little") != size - 10):
         raise EOFError("it is cut: it has no footer")
-    if tail and not is_file:
+    if size and not is_file:
         raise ValueError("more bytes follow the end of the stream")
 
 

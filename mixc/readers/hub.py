@@ -17,7 +17,6 @@ Formats that hold plain tables are read and no others; `datasets` runs no code o
 from __future__ import annotations
 
 import importlib
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 from mixc.errors import MixcError, Place, did_you_mean
+from mixc.readers.columns import Columns
 from mixc.readers.records import BadRecord, ReadOptions, Record, Source
 
 _KEYS = ("config", "split", "revision")
@@ -76,11 +76,6 @@ class HubShard:
         keys = {"config": self.config, "split": self.split, "revision": revision}
         query = urlencode({key: value for key, value in keys.items() if value}, quote_via=quote)
         return f"hf://{self.repo}?{query}#{self.index:05d}-of-{self.count:05d}"
-
-
-def is_hub(path: str) -> bool:
-    """Whether a path of a recipe is for `resolve`."""
-    return path.startswith("hf://")
 
 
 def parse(text: str) -> HubShard:
@@ -141,17 +136,20 @@ def resolve(url: str) -> list[HubShard]:
 def read(source: Source, options: ReadOptions) -> Iterator[Record | BadRecord]:
     """Yield the text of each row of the shard that `source.path` locates.
 
-    A position is the UTF-8 bytes of the texts before it. Raises MX021 if there is no such column,
-    MX027 once the hub cannot be read.
+    A position is the bytes of the wanted columns of the tables before its own. Raises MX026 if
+    there is no such column of strings, MX027 once the hub cannot be read.
     """
     source.by_row = True
     row = position = 0
     for table in _tables(source):
-        columns = _Columns(table, source, options)
-        end = position + columns.bytes
-        if end >= source.skip_to:
-            yield from columns.records(row, position)
-        row, position = row + table.num_rows, end
+        columns = Columns(table.schema, source, options)
+        if position >= source.skip_to:
+            for batch in table.to_batches():
+                yield from columns.records(batch, row, position)
+                row += batch.num_rows
+        else:
+            row += table.num_rows
+        position += table.select(columns.top).nbytes
         source.consumed = position
 
 
@@ -243,79 +241,3 @@ def _first_line(error: Exception) -> str:
     """What a library says, without the queries of URLs: they may hold a signature."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     return _QUERY.sub(r"\1\2", text)[:300]
-
-
-class _Columns:
-    """The wanted columns of some rows. Raises MX021 without a text column."""
-
-    def __init__(self, table: Any, source: Source, options: ReadOptions) -> None:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        text = _pick(table, options.text)
-        if text is None:
-            names = ", ".join(table.column_names)
-            raise source.damaged("MX021", f"no column '{options.text}' among: {names}")
-        kind = text.type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            if not pa.types.is_null(kind):
-                reason = f"column '{options.text}' holds {kind}, not strings"
-                raise source.damaged("MX021", reason)
-            text = text.cast(pa.string())
-        # Through bytes: one bad string must not take the others with it.
-        self._texts = text.cast(pa.large_binary()).to_pylist()
-        self._options, self.rows = options, len(text)
-        self.bytes = int(pc.sum(pc.binary_length(text)).as_py() or 0)
-        picked = [_pick(table, name) for name in options.fields]
-        self._fields = [None if column is None else column.to_pylist() for column in picked]
-
-    def records(self, row: int, position: int) -> Iterator[Record | BadRecord]:
-        """The records; `row` and `position` are those of the first one."""
-        replace = self._options.replace_invalid
-        for i, raw in enumerate(self._texts):
-            yield self._record(i, raw, row + i, position, replace)
-            position += len(raw or b"")
-
-    def _record(
-        self, i: int, raw: bytes | None, row: int, position: int, replace: bool
-    ) -> Record | BadRecord:
-        if raw is None:
-            reason = f"no text in the column '{self._options.text}': it is null"
-            return BadRecord("MX021", reason, row, position)
-        try:
-            fields = tuple(None if field is None else _plain(field[i]) for field in self._fields)
-        except TypeError as error:
-            return BadRecord("MX021", f"a field is no plain value: {error}", row, position)
-        try:
-            text, replaced = raw.decode(), False
-        except UnicodeDecodeError:
-            if not replace:
-                return BadRecord("MX022", "the text is not valid UTF-8", row, position, raw[:200])
-            text, replaced = raw.decode(errors="replace"), True
-        return Record(row, text, position, fields, replaced)
-
-
-def _pick(table: Any, name: str) -> Any:
-    """A column by its name, else by the way through structs that dots give; None if absent."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if name in table.column_names:
-        return table.column(name)
-    head, *rest = name.split(".")
-    column = table.column(head) if head in table.column_names and rest else None
-    for part in rest:
-        if column is None or not pa.types.is_struct(column.type):
-            return None
-        known = column.type.get_field_index(part) >= 0
-        column = pc.struct_field(column, part) if known else None
-    return column
-
-
-def _plain(value: object) -> str | None:
-    """A field as text. Raises TypeError for what is no string, number, truth value or null."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool | int | float):
-        return json.dumps(value)
-    raise TypeError(type(value).__name__)

@@ -187,9 +187,14 @@ class Spool:
 
     def pieces(self) -> Iterator[bytes]:
         """All bytes, a piece at a time."""
-        with writing(self._path):
-            for start in range(0, self.size, _PIECE):
-                yield os.pread(self._descriptor, min(_PIECE, self.size - start), start)
+        start = 0
+        while start < self.size:
+            with writing(self._path):
+                piece = os.pread(self._descriptor, min(_PIECE, self.size - start), start)
+                if not piece:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+            start += len(piece)
+            yield piece
 
     def close(self) -> None:
         """Give the space back."""

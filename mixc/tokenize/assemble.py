@@ -22,7 +22,7 @@ from mixc.store.shard import ShardRecord, open_shard, token_dtype
 from mixc.store.store import MANIFEST, SCHEMA, TOKENIZER, Domain, Unit, open_store, split_name
 from mixc.tokenize.encoder import MAX_FILE_BYTES, TokenizerFile
 from mixc.tokenize.staged import MAX_SPLITS, SPLIT_HELP
-from mixc.tokenize.unit import UnitTask
+from mixc.tokenize.unit import Made
 from mixc.tokenize.units import ALGORITHM
 
 
@@ -44,16 +44,15 @@ class StagedSource:
     domains: dict[str, StagedDomain]
 
 
-def gather_source(
-    staging: Path, tree: Path, source: str, done: list[tuple[UnitTask, Unit]]
-) -> StagedSource:
+def gather_source(staging: Path, tree: Path, source: str, done: list[Made]) -> StagedSource:
     """Link a source's files into the new tree, and read the columns of its documents."""
     placed: list[Unit] = []
     shards: list[ShardRecord] = []
-    for task, unit in done:
+    for made in done:
+        unit = made.unit
         moved = unit.moved(lambda shard: split_name(source, shard.split) if shard else source)
         for before, after in zip(unit.files, moved.files, strict=True):
-            commit.link(staging / task.folder / Path(before.path).name, tree / after.path)
+            commit.link(staging / made.task.folder / Path(before.path).name, tree / after.path)
         placed.append(moved)
         shards += moved.shards
     if not shards:

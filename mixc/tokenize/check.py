@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from mixc.rng import Stream
 from mixc.tokenize.adversarial import pack
-from mixc.tokenize.engines import Encoded, Engine, Failed
+from mixc.tokenize.engines import Encoded, Engine, Failed, joined
 
 # The reference holds some 120 bytes for each byte of a document: of a long one, a stretch is
 # compared, unless all is to be verified.
 LONG_BYTES = 128 << 10
 STRETCH_CHARS = 32 << 10
-_FLOOR_BYTES = 64 << 10  # of risky documents, at the start of a unit
+_FLOOR_BYTES = 16 << 10  # of risky documents, at the start of a unit
 _SCANNED = 8  # documents that are looked into, for each that is drawn
 _CHUNK_CHARS = 1 << 17
 _MARK = re.compile(
@@ -56,17 +56,17 @@ class Mismatch:
         }
 
 
-def compare(
-    engine: Engine, reference: Engine, texts: Sequence[str], got: Encoded | None = None
+def differing(
+    engine: str, texts: Sequence[str], got: Encoded, expected: Encoded
 ) -> Mismatch | None:
-    """The first text whose ids differ. `got`: what the engine gave for these texts in the run.
-
-    Without `got` the engine encodes them anew. Raises Failed where the reference gives up.
-    """
-    expected = _split(reference.encode(list(texts)))
-    if got is None:
-        return _compare(engine, list(texts), expected)
-    return _differing(engine, texts, _split(got), expected)
+    """The first text for which an engine, by its name, gave other ids than those expected."""
+    ours, theirs = split(got), split(expected)
+    if len(ours) != len(texts):
+        return Mismatch(engine, "", [], [], f"{len(ours)} texts came back of {len(texts)}")
+    for text, one, other in zip(texts, ours, theirs, strict=True):
+        if not np.array_equal(one, other):
+            return Mismatch(engine, text, one.tolist(), other.tolist())
+    return None
 
 
 def trials(specials: Sequence[str], heads: Sequence[str]) -> list[list[str]]:
@@ -77,19 +77,37 @@ def trials(specials: Sequence[str], heads: Sequence[str]) -> list[list[str]]:
     return [*_chunks(pack(specials)), *_chunks(heads)]
 
 
-def verify_engine(engine: Engine, reference: Engine, texts: Sequence[str]) -> Mismatch | None:
-    """The first text that the engine encodes otherwise: all at once, or alone, last to first.
-
-    Raises Failed where the reference gives up.
-    """
-    expected = _split(reference.encode(list(texts)))
-    if (found := _compare(engine, list(texts), expected)) is not None:
+def verify_engine(engine: Engine, texts: Sequence[str], expected: Encoded) -> Mismatch | None:
+    """The first text that the engine encodes otherwise: all at once, or alone, last to first."""
+    if (found := compare(engine, texts, expected)) is not None:
         return found
     # Alone, a text may be cut otherwise than among others, and by what came before it.
-    for text, ids in zip(reversed(texts), reversed(expected), strict=True):
-        if (found := _compare(engine, [text], [ids])) is not None:
+    for text, ids in zip(reversed(texts), reversed(split(expected)), strict=True):
+        if (found := compare(engine, [text], joined([ids]))) is not None:
             return found
     return None
+
+
+def compare(engine: Engine, texts: Sequence[str], expected: Encoded) -> Mismatch | None:
+    """The first text that the engine encodes otherwise, all at once, or gives up on."""
+    try:
+        return differing(engine.name, texts, engine.encode(list(texts)), expected)
+    except Failed as failed:
+        if len(texts) == 1:
+            return Mismatch(engine.name, texts[0], [], expected[0].tolist(), str(failed))
+        alone = (
+            compare(engine, [text], joined([ids]))
+            for text, ids in zip(texts, split(expected), strict=True)
+        )
+        failing = f"{failed}, but on no text alone"
+        found = (mismatch for mismatch in alone if mismatch)
+        return next(found, Mismatch(engine.name, "", [], [], failing))
+
+
+def split(encoded: Encoded) -> list[NDArray[np.uint32]]:
+    """The ids of each text."""
+    ids, lengths = encoded
+    return np.split(ids, np.cumsum(lengths)[:-1]) if len(lengths) else []
 
 
 class Sampler:
@@ -97,7 +115,7 @@ class Sampler:
 
     Besides documents drawn at random, risky ones are taken (long ones, with special strings,
     with combining marks, or not in NFC where the tokenizer normalises) as long as they make no
-    more than another `share` of the bytes and 64 KB. Only a part of the documents, drawn too, is
+    more than another `share` of the bytes and 16 KB. Only a part of the documents, drawn too, is
     looked into for risks. A long document counts as `LONG_BYTES`. What is drawn hangs on the
     documents so far alone: not on how they come in batches, nor on the machine.
     """
@@ -159,44 +177,6 @@ def cpu_features() -> str:
     found = [line for line in lines if line.startswith(("flags", "Features"))]
     features = " ".join(sorted(found[0].split())) if found else platform.processor()
     return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:12]}"
-
-
-def _compare(
-    engine: Engine, texts: list[str], expected: list[NDArray[np.uint32]]
-) -> Mismatch | None:
-    try:
-        got = _split(engine.encode(texts))
-    except Failed as failed:
-        if len(texts) == 1:
-            ids = expected[0].tolist()
-            return Mismatch(engine.name, texts[0], [], ids, str(failed))
-        alone = (_compare(engine, [text], [ids]) for text, ids in zip(texts, expected, strict=True))
-        failing = f"{failed}, but on no text alone"
-        return next(
-            (found for found in alone if found),
-            Mismatch(engine.name, "", [], [], failing),
-        )
-    return _differing(engine, texts, got, expected)
-
-
-def _differing(
-    engine: Engine,
-    texts: Sequence[str],
-    got: list[NDArray[np.uint32]],
-    expected: list[NDArray[np.uint32]],
-) -> Mismatch | None:
-    if len(got) != len(texts):
-        error = f"{len(got)} texts came back of {len(texts)}"
-        return Mismatch(engine.name, "", [], [], error)
-    for text, ours, theirs in zip(texts, got, expected, strict=True):
-        if not np.array_equal(ours, theirs):
-            return Mismatch(engine.name, text, ours.tolist(), theirs.tolist())
-    return None
-
-
-def _split(encoded: Encoded) -> list[NDArray[np.uint32]]:
-    ids, lengths = encoded
-    return np.split(ids, np.cumsum(lengths)[:-1]) if len(lengths) else []
 
 
 def _starts(specials: Sequence[str]) -> tuple[str, ...]:

@@ -1,14 +1,12 @@
-"""Tokenizer files, and texts to token ids: by an engine, a sample compared with the reference."""
+"""Tokenizer files, and texts to token ids: by an engine, of whose work samples are set aside."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from hashlib import sha256
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import msgspec
 import numpy as np
@@ -17,9 +15,10 @@ from tokenizers import Tokenizer
 
 from mixc.errors import MixcError, Place
 from mixc.store.shard import token_dtype
-from mixc.tokenize.check import LONG_BYTES, Mismatch, Sampler, compare, stretch
+from mixc.tokenize.check import LONG_BYTES, Mismatch, Sampler, differing, stretch
 from mixc.tokenize.engines import (
     PREFERENCE,
+    REFERENCE,
     Encoded,
     Engine,
     Failed,
@@ -33,9 +32,6 @@ MAX_FILE_BYTES = 256 << 20
 _MAX_VOCAB = 1 << 22  # engines hold tables up to the greatest id, whatever holes there are
 # The end-of-text tokens of the common tokenizers, most particular first.
 _EOT = ("<|endoftext|>", "<|end_of_text|>", "<|endofdocument|>", "<eos>", "</s>", "[SEP]")
-
-
-REFERENCE = "tokenizers"
 
 
 @dataclass(frozen=True)
@@ -65,14 +61,15 @@ class TokenizerFile:
     @property
     def mode(self) -> SpecialTokens:
         """What engines make of special tokens in a text: ordinary text, or their ids."""
-        return _mode(self.special_tokens)
+        return mode_of(self.special_tokens)
 
     def engine(self, name: str) -> Engine:
         """An engine for this tokenizer, loaded once in a process. Raises Refused."""
         return _engine(name, self.json, self.mode)
 
 
-def _mode(special_tokens: str) -> SpecialTokens:
+def mode_of(special_tokens: str) -> SpecialTokens:
+    """What engines make of special tokens, by the recipe's word for it."""
     return "encode" if special_tokens == "encode" else "text"
 
 
@@ -99,9 +96,10 @@ def describe(
     """Check a tokenizer.json and find its end-of-text token. Raises MX030."""
     parts = _parts(raw, source)
     try:
-        vocabulary = cast("Reference", _engine(REFERENCE, raw, _mode(special_tokens))).vocabulary()
+        reference = cast("Reference", _engine(REFERENCE, raw, mode_of(special_tokens)))
     except Refused as refused:
         raise _bad(source, str(refused.__cause__)) from refused
+    vocabulary = reference.vocabulary()
     if not vocabulary or min(vocabulary.values()) < 0 or max(vocabulary.values()) >= _MAX_VOCAB:
         raise _bad(source, "its vocabulary is empty or has ids out of range")
     known = [name for name in _EOT if name in vocabulary]
@@ -174,15 +172,23 @@ class EngineMismatch(Exception):  # noqa: N818 (not an error of the user's)
         self.mismatch = mismatch
 
 
+class Sink(Protocol):
+    """Where texts go that are to be verified, with their ids and their bytes of UTF-8."""
+
+    def add(self, text: str, ids: NDArray[np.uint32], size: int) -> None:
+        """Take a text."""
+        ...
+
+
 class Encoder:
-    """Encodes batches of texts, each closed by the end-of-text id, and verifies a sample."""
+    """Encodes batches of texts, each closed by the end-of-text id; gives samples of its work."""
 
     def __init__(self, file: TokenizerFile, trust: Trust) -> None:
         self.trust = trust
         self._file = file
         self._engine = file.engine(trust.engine)
-        self._sampler: Sampler | None = None
-        self._counts, self._gave_up = [0, 0], 0
+        self._sampler: tuple[Sampler, Sink] | None = None
+        self.gave_up = 0
         self.eot_id = file.eot_id
         self.dtype = token_dtype(file.vocab_size)
         # `encode` is the user's own wish: then a text may hold the end-of-text id.
@@ -190,46 +196,32 @@ class Encoder:
         strict = file.special_tokens == "error" and file.specials
         self.forbidden = re.compile("|".join(map(re.escape, file.specials))) if strict else None
 
-    @cached_property
-    def _reference(self) -> Engine:
-        return self._file.engine(REFERENCE)
-
-    def begin(self) -> None:
-        """Begin a unit: what is verified of it depends on the unit alone."""
-        self._counts, self._gave_up = [0, 0], 0
+    def begin(self, samples: Sink) -> None:
+        """Begin a unit: what is set aside of it depends on the unit alone."""
+        self.gave_up = 0
         if self.trust.engine != REFERENCE and self.trust.share > 0:
             file = self._file
-            self._sampler = Sampler(self.trust.share, file.normalizes, file.specials)
-
-    def verified(self) -> dict[str, Any]:
-        """What encoded since `begin`, and how much was compared with the reference."""
-        documents, size = self._counts
-        return {
-            "name": self.trust.engine,
-            "version": self.trust.version,
-            "share": self.trust.share,
-            "verified_documents": documents,
-            "verified_bytes": size,
-            "gave_up": self._gave_up,
-        }
+            sampler = Sampler(self.trust.share, file.normalizes, file.specials)
+            self._sampler = sampler, samples
 
     def encode(
         self, texts: list[str], doc_id: NDArray[np.uint64], n_bytes: NDArray[np.uint32]
     ) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Tokens of all texts end to end, and the length of each.
 
-        Raises MX031 for an id out of range, EngineMismatch if the reference disagrees.
+        Raises MX031 for an id out of range, EngineMismatch if the reference has other ids then.
         """
-        ids, counts = self._ids(texts)
+        found = self._fast(texts)
+        if found is None:
+            self.gave_up += len(texts)
+            ids, counts = self._expected(texts)
+        else:
+            ids, counts = found
+            self._set_aside(texts, found, doc_id, n_bytes)
         # numpy wraps silently where an id does not fit.
         if len(ids) and int(ids.max()) >= self._file.vocab_size:
-            self._compare(texts)
+            self.judge(texts, (ids, counts))
             raise MixcError("MX031", f"the tokenizer gave the id {int(ids.max())}")
-        if self._sampler is not None:
-            stops = np.cumsum(counts)
-            for i in self._sampler.choose(texts, doc_id, n_bytes).tolist():
-                got = ids[stops[i] - counts[i] : stops[i]]
-                self._verify(texts[i], got, int(doc_id[i]), int(n_bytes[i]))
         ends = np.cumsum(counts + 1)
         flat = np.empty(int(ends[-1]) if len(ends) else 0, self.dtype)
         inside = np.ones(len(flat), np.bool_)
@@ -238,43 +230,52 @@ class Encoder:
         flat[ends - 1] = self.eot_id
         return flat, counts + 1
 
-    def _ids(self, texts: list[str]) -> Encoded:
-        """Ids by the engine; by the reference, and counted, where the engine gives up."""
-        if self.trust.engine != REFERENCE:
-            try:
-                ids, counts = self._engine.encode(texts)
-                if len(counts) == len(texts):
-                    return ids, counts
-            except Failed:
-                pass
-            self._gave_up += len(texts)
-        with _tokenizer_gives_up():
-            return self._reference.encode(texts)
-
-    def _compare(self, texts: list[str], got: Encoded | None = None) -> None:
-        """Raise EngineMismatch if the reference has other ids for one of the texts."""
+    def judge(self, texts: list[str], got: Encoded) -> None:
+        """Raise EngineMismatch if the reference has other ids than the engine gave."""
         if self.trust.engine == REFERENCE:
             return
-        with _tokenizer_gives_up():
-            mismatch = compare(self._engine, self._reference, texts, got)
+        mismatch = differing(self.trust.engine, texts, got, self._expected(texts))
         if mismatch is not None:
             raise EngineMismatch(mismatch)
 
-    def _verify(self, text: str, got: NDArray[np.uint32], doc_id: int, size: int) -> None:
-        """Compare a document, or a stretch of a long one, with the reference."""
-        if size > LONG_BYTES and self.trust.share < 1:
-            text = stretch(text, doc_id)
-            self._compare([text])
-            size = len(text.encode())
-        else:
-            self._compare([text], (got, np.array([len(got)])))
-        self._counts[0] += 1
-        self._counts[1] += size
+    def _fast(self, texts: list[str]) -> Encoded | None:
+        """Ids by the engine, if it does not give up."""
+        try:
+            ids, counts = self._engine.encode(texts)
+        except Failed as failed:
+            if self.trust.engine == REFERENCE:
+                raise gave_up(failed) from failed
+            return None
+        return (ids, counts) if len(counts) == len(texts) else None
+
+    def _expected(self, texts: list[str]) -> Encoded:
+        try:
+            return self._file.engine(REFERENCE).encode(texts)
+        except Failed as failed:
+            raise gave_up(failed) from failed
+
+    def _set_aside(
+        self,
+        texts: list[str],
+        found: Encoded,
+        doc_id: NDArray[np.uint64],
+        n_bytes: NDArray[np.uint32],
+    ) -> None:
+        """Put some documents, and stretches of some long ones, among the samples."""
+        if self._sampler is None:
+            return
+        sampler, samples = self._sampler
+        ids, counts = found
+        stops = np.cumsum(counts)
+        for i in sampler.choose(texts, doc_id, n_bytes).tolist():
+            if n_bytes[i] <= LONG_BYTES or self.trust.share >= 1:
+                samples.add(texts[i], ids[stops[i] - counts[i] : stops[i]], int(n_bytes[i]))
+                continue
+            part = stretch(texts[i], int(doc_id[i]))
+            if (again := self._fast([part])) is not None:
+                samples.add(part, again[0], len(part.encode()))
 
 
-@contextmanager
-def _tokenizer_gives_up() -> Iterator[None]:
-    try:
-        yield
-    except Failed as failed:
-        raise MixcError("MX030", f"the tokenizer gave up on a text: {failed}") from failed
+def gave_up(failed: Failed) -> MixcError:
+    """The error for a text that the reference cannot encode."""
+    return MixcError("MX030", f"the tokenizer gave up on a text: {failed}")

@@ -10,7 +10,8 @@ import contextlib
 import ctypes
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,10 +23,12 @@ from numpy.typing import NDArray
 SpecialTokens = Literal["text", "encode"]
 Encoded = tuple[NDArray[np.uint32], NDArray[np.int64]]
 
-PREFERENCE = ("fastokens", "gigatoken", "tokenizers")
+REFERENCE = "tokenizers"
+PREFERENCE = ("fastokens", "gigatoken", REFERENCE)
 
-_CACHE_BYTES = 48 << 20  # what an engine's caches may grow by
-_CHUNK_CHARS = 1 << 18
+_CHUNK_CHARS = 1 << 16
+_AMPLE_BYTES = 200 << 20  # a process below that may fill its caches
+_M_ARENA_MAX = -8  # of glibc's malloc.h
 # One worker is one process: threads of an engine would fight over its core. Each of these is
 # read once, at the engine's first use.
 _ONE_THREAD = {
@@ -56,6 +59,12 @@ class Engine(Protocol):
         ...
 
 
+def joined(parts: Sequence[NDArray[np.uint32]]) -> Encoded:
+    """The ids of several texts as an engine gives them."""
+    lengths = np.fromiter(map(len, parts), np.int64, len(parts))
+    return np.concatenate([np.empty(0, np.uint32), *parts]), lengths
+
+
 def version_of(name: str) -> str:
     """The version of an engine's package. Raises Refused."""
     try:
@@ -71,6 +80,7 @@ def load_engine(name: str, tokenizer_json: bytes, special_tokens: SpecialTokens)
     added tokens always become their ids. Raises Refused.
     """
     os.environ.update(_ONE_THREAD)
+    _share_heap()
     try:
         engine = _ENGINES[name](tokenizer_json, special_tokens)
     except ImportError as error:
@@ -84,7 +94,7 @@ def load_engine(name: str, tokenizer_json: bytes, special_tokens: SpecialTokens)
 class Reference:
     """The `tokenizers` library, by whose ids every other engine is measured."""
 
-    name = "tokenizers"
+    name = REFERENCE
 
     def __init__(self, tokenizer_json: bytes, special_tokens: SpecialTokens) -> None:
         from tokenizers import Tokenizer
@@ -101,16 +111,40 @@ class Reference:
             with _failing():
                 found = self._tokenizer.encode_batch_fast(chunk, add_special_tokens=False)
             parts += [np.array(one.ids, np.uint32) for one in found]
-        lengths = np.fromiter(map(len, parts), np.int64, len(parts))
-        return np.concatenate([np.empty(0, np.uint32), *parts]), lengths
+        return joined(parts)
 
     def vocabulary(self) -> dict[str, int]:
         """Every token's id, those of added tokens too."""
         return dict(self._tokenizer.get_vocab(with_added_tokens=True))
 
 
+class _Caches:
+    """Tells when an engine's caches of words have grown enough, by the memory of the process."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.begin()
+
+    def begin(self) -> None:
+        """The caches are empty."""
+        self._resident, self._fed = _resident(), 0
+
+    def full(self, texts: list[str]) -> bool:
+        """Whether it is time to drop the caches, now that these texts were encoded."""
+        # Where the system does not tell: a byte of cache for a character of text.
+        self._fed += sum(map(len, texts))
+        now = _resident()
+        if not now:
+            return self._fed > self._most
+        self._resident = min(self._resident, now)  # it was high for something else
+        return now > _AMPLE_BYTES and now - self._resident > self._most
+
+
 class _Fastokens:
-    """Its caches hold a bounded number of words."""
+    """Its caches of words belong to the thread that encodes, and end with it.
+
+    They are bounded, but at 100 to 300 MB: the thread is replaced when its memory has grown.
+    """
 
     name = "fastokens"
 
@@ -128,12 +162,24 @@ class _Fastokens:
             self._tokenizer = Tokenizer.from_json_str(json.dumps(data))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._thread: ThreadPoolExecutor | None = None
+        self._caches = _Caches(24 << 20)
 
     def encode(self, texts: list[str]) -> Encoded:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1)
+            self._caches.begin()
         with _failing():
-            ids, ends = self._tokenizer.encode_batch_flat(
-                texts, add_special_tokens=False, split_special_tokens=self._as_text
-            )
+            ids, ends = self._thread.submit(
+                self._tokenizer.encode_batch_flat,
+                texts,
+                add_special_tokens=False,
+                split_special_tokens=self._as_text,
+            ).result()
+        if self._caches.full(texts):
+            self._thread.shutdown()
+            self._thread = None
+            _trim()
         return np.frombuffer(ids, np.uint32), _lengths(np.frombuffer(ends, np.uint64))
 
 
@@ -155,22 +201,20 @@ class _Gigatoken:
         prepared = json.dumps(data).encode()
         self._load: Callable[[], Any] = lambda: Tokenizer.from_json(prepared)
         self._tokenizer = self._load()
-        self._grown = 0
+        self._caches = _Caches(48 << 20)
 
     def encode(self, texts: list[str]) -> Encoded:
         if not texts:
             return np.empty(0, np.uint32), np.empty(0, np.int64)
-        before = _resident()
         with _failing():
             layout = self._tokenizer.encode_batch(texts, parallel=False).layout
         ends = np.asarray(layout.offsets.data, np.int64)
         ids: NDArray[np.uint32] = np.asarray(layout.content.data, np.uint32)[ends[0] : ends[-1]]
-        # Where the system does not tell: a byte of cache for a character of text.
-        self._grown += _resident() - before - ids.nbytes if before else sum(map(len, texts))
-        if self._grown > _CACHE_BYTES:
+        if self._caches.full(texts):
             self._tokenizer = None  # before the next, so that never two are held
-            self._tokenizer, self._grown = self._load(), 0
+            self._tokenizer = self._load()
             _trim()
+            self._caches.begin()
         return ids, _lengths(ends)
 
 
@@ -225,6 +269,12 @@ def _resident() -> int:
         return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def _share_heap() -> None:
+    """Have all threads allocate from one heap: what a thread frees then serves the next."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _trim() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -17,18 +18,19 @@ from mixc.recipe import Recipe
 from mixc.store import commit
 from mixc.store.hashes import check_file, key_of
 from mixc.store.shard import token_dtype
-from mixc.store.store import MANIFEST, Store, Unit, open_store
+from mixc.store.store import MANIFEST, Store, open_store
 from mixc.tokenize.assemble import gather_source, options_key, write_tree
-from mixc.tokenize.check import Mismatch, trials
-from mixc.tokenize.encoder import EngineMismatch, TokenizerFile, Trust
+from mixc.tokenize.encoder import EngineMismatch, TokenizerFile, Trust, mode_of
+from mixc.tokenize.engines import REFERENCE
 from mixc.tokenize.estimate import estimate
 from mixc.tokenize.inputs import Input, find, hashed
-from mixc.tokenize.reading import head
 from mixc.tokenize.rules import rules_of
+from mixc.tokenize.samples import Verifier
 from mixc.tokenize.tokenizer import obtain, stored_tokenizer, tokenizer_key
-from mixc.tokenize.unit import UnitTask, make_worker, stage_unit, tokenize_unit, try_engine
+from mixc.tokenize.trial import Trial
+from mixc.tokenize.unit import Made, UnitTask, make_worker, stage_unit, tokenize_unit
 from mixc.tokenize.units import ALGORITHM, plan_units, useful_workers
-from mixc.tokenize.verdicts import choose, condemn, head_bytes
+from mixc.tokenize.verdicts import choose, condemn, condemned, likely
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def plan(recipe: Recipe) -> TokenizePlan:
         }
     )
     old = _opened(root)
-    fresh = old is not None and old.manifest["key"] == key and _whole(old)
+    fresh = old is not None and old.manifest["key"] == key and _sound(old)
     return TokenizePlan(root, inputs, key, tokenizer, old, fresh)
 
 
@@ -70,7 +72,13 @@ def _opened(root: Path) -> Store | None:
         return None
 
 
-def _whole(store: Store) -> bool:
+def _sound(store: Store) -> bool:
+    """Whether nothing of a store is missing, or the work of an engine that failed since."""
+    told = store.manifest["tokenizer"]
+    wrong = condemned(_verdicts(store.root), told["sha256"], mode_of(told["special_tokens"]))
+    units = (unit for units in store.sources.values() for unit in units)
+    if any((unit.engine["name"], unit.engine["version"]) in wrong for unit in units):
+        return False
     return not any(check_file(store.root, record, rehash=False) for record in store.files())
 
 
@@ -87,7 +95,8 @@ def tokenize(recipe: Recipe, *, workers: int) -> Store:
         with local.Crew(min(workers, useful_workers(todo.inputs))) as crew:
             file = stored_tokenizer(todo.old, todo.tokenizer_key)
             file = file or obtain(recipe, todo.inputs, todo.tokenizer_key)
-            crew.prepare(make_worker, file, staging)
+            engine = likely(recipe.tokenizer, file, _verdicts(root))
+            crew.prepare(make_worker, file, staging, engine)
             sources = _tokenized(recipe, todo, file, staging, crew)
         tree = staging / "tree"
         commit.remove(tree)
@@ -102,44 +111,23 @@ def tokenize(recipe: Recipe, *, workers: int) -> Store:
 
 def _tokenized(
     recipe: Recipe, todo: TokenizePlan, file: TokenizerFile, staging: Path, crew: local.Crew
-) -> dict[str, list[tuple[UnitTask, Unit]]]:
+) -> dict[str, list[Made]]:
     """Every unit by the recipe's domain, encoded by an engine that nothing speaks against."""
-    verdicts = staging.with_name("engines")
+    verdicts = _verdicts(todo.root)
+    trial = Trial(recipe, todo.inputs, file)
     while True:
-        trust = _trusted(recipe, todo.inputs, file, verdicts, crew)
+        trust = choose(recipe.tokenizer, file, partial(trial.run, crew=crew), trial.key, verdicts)
         run = _Run(recipe, todo, file, trust, staging)
         try:
             return run.units(crew)
         except EngineMismatch as found:
+            if trust.engine == REFERENCE:
+                raise  # a fault of ours: it is compared with itself
             condemn(verdicts, file, trust.version, found.mismatch)
 
 
-def _trusted(
-    recipe: Recipe,
-    inputs: Sequence[Input],
-    file: TokenizerFile,
-    verdicts: Path,
-    crew: local.Crew,
-) -> Trust:
-    """The engine to encode with, tried on hard texts and the first text of every domain."""
-    firsts = {item.domain: item for item in reversed(inputs)}
-    sizes = {name: sum(i.bytes for i in inputs if i.domain == name) for name in firsts}
-
-    def trial(engine: str) -> Mismatch | None:
-        heads: list[str] = []
-        for name, item in sorted(firsts.items()):
-            heads += head(item, rules_of(recipe.domains[name]), head_bytes(sizes[name]))
-        tasks = [(engine, texts) for texts in trials(file.specials, heads)]
-        found = list(crew.run(try_engine, tasks, report=lambda _: None))
-        return next((mismatch for mismatch in found if mismatch is not None), None)
-
-    key = key_of(
-        [
-            [item.digest, head_bytes(sizes[name]), rules_of(recipe.domains[name]).as_key()]
-            for name, item in sorted(firsts.items())
-        ]
-    )
-    return choose(recipe.tokenizer, file, trial, key, verdicts)
+def _verdicts(root: Path) -> Path:
+    return root.parent / commit.CONTROL / root.name / "engines"
 
 
 def estimate_plan(recipe: Recipe, todo: TokenizePlan, *, workers: int) -> dict[str, Any]:
@@ -168,22 +156,38 @@ class _Run:
     trust: Trust
     staging: Path
 
-    def units(self, crew: local.Crew) -> dict[str, list[tuple[UnitTask, Unit]]]:
-        """Every task with its unit: tokenized now, or adopted from staging or the old store."""
+    def units(self, crew: local.Crew) -> dict[str, list[Made]]:
+        """Every unit: tokenized now, or adopted from staging or the old store."""
         chains, domains = self._chains()
-        done: list[list[tuple[UnitTask, Unit]]] = [[] for _ in chains]
+        done: list[list[Made]] = [[] for _ in chains]
         total = sum(item.bytes for item in self.todo.inputs)
-        with progress.task("tokenize", total, "B") as bar:
-            for number, n, unit in crew.run_chains(
-                tokenize_unit, chains, ended=attrgetter("ended"), report=bar.advance
+        with (
+            Verifier(self.file, self.trust.engine, crew.workers) as verifier,
+            progress.task("tokenize", total, "B") as bar,
+        ):
+
+            def accept(made: Made) -> bool:
+                folder = self.staging / made.task.folder
+                verifier.submit(folder, made.samples, partial(self._passed, made))
+                return made.unit.ended
+
+            for number, _, made in crew.run_chains(
+                tokenize_unit, chains, accept=accept, report=bar.advance
             ):
-                done[number].append((chains[number].task(n), unit))
-                if unit.ended:
+                done[number].append(made)
+                if made.unit.ended:
                     self._check_files(done[number])
-        sources: dict[str, list[tuple[UnitTask, Unit]]] = {name: [] for name in domains}
+            verifier.finish()
+        sources: dict[str, list[Made]] = {name: [] for name in domains}
         for name, mine in zip(domains, done, strict=True):
             sources[name] += mine
         return sources
+
+    def _passed(self, made: Made) -> None:
+        """A unit's samples are verified: they have done their work."""
+        stage_unit(self.staging, replace(made, samples=()))
+        for one in made.samples:
+            commit.remove(self.staging / made.task.folder / one.path)
 
     def _chains(self) -> tuple[list[Chain[UnitTask]], list[str]]:
         """The chains of all domains, sorted by domain as the inputs are, and the domain of each."""
@@ -212,21 +216,23 @@ class _Run:
         def stage_known(task: UnitTask) -> None:
             folder = staging / task.folder
             unit = known.get((task.inputs[0].domain, task.key))
-            if old is None or unit is None or not trust.accepts(unit.engine) or folder.exists():
+            if old is None or unit is None or not trust.accepts(unit.engine):
+                return
+            if (folder / "unit.json").exists():
                 return
             for file in unit.files:
                 source = old.root / file.path
                 if source.is_file() and not source.is_symlink():
                     commit.link(source, folder / source.name)
-            stage_unit(folder, unit)
+            stage_unit(staging, Made(task, unit))
 
         return stage_known
 
-    def _check_files(self, done: list[tuple[UnitTask, Unit]]) -> None:
+    def _check_files(self, done: list[Made]) -> None:
         """Each file must give a document; adopted work may have been allowed not to."""
-        task = done[0][0]
+        task = done[0].task
         for number, item in enumerate(task.inputs):
-            parts = [unit.inputs[number] for _, unit in done]
+            parts = [made.unit.inputs[number] for made in done]
             _check_yield(item, parts, task.allow_empty)
 
 

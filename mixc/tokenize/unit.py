@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import resource
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,22 @@ from mixc.errors import MixcError
 from mixc.readers.records import BadRecord
 from mixc.store import commit
 from mixc.store.columns import strings
-from mixc.store.hashes import check_file, seal, unseal
+from mixc.store.hashes import FileRecord, check_file, seal, unseal
 from mixc.store.shard import Documents
 from mixc.store.store import Unit
 from mixc.tokenize.check import Mismatch, verify_engine
-from mixc.tokenize.encoder import REFERENCE, Encoder, TokenizerFile, Trust
+from mixc.tokenize.encoder import Encoder, TokenizerFile, Trust
+from mixc.tokenize.engines import Encoded, Refused
 from mixc.tokenize.inputs import Input
 from mixc.tokenize.reading import Reading
 from mixc.tokenize.rules import Counts, Rules, Text, select
+from mixc.tokenize.samples import Samples
 from mixc.tokenize.staged import Quarantine, Shards
 
 BATCH_BYTES = 2 << 20
 _SPELLED = "the text spells the end-of-text token, as this tokenizer reads it"
 _SPECIAL = "the text spells a special token, which special_tokens: error forbids"
-_UNIT_SCHEMA = "mixc.unit/2"
+_UNIT_SCHEMA = "mixc.unit/3"
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,22 @@ class UnitTask:
         return self.part is None or self.part[0] == 0
 
 
+@dataclass(frozen=True)
+class Made:
+    """A unit whose files are all staged, and files of samples of it that are to be verified."""
+
+    task: UnitTask
+    unit: Unit
+    samples: tuple[FileRecord, ...] = ()
+
+
 @dataclass
 class Worker:
     """What a worker holds: the tokenizer, where to stage, its encoder, the file it is at."""
 
     file: TokenizerFile
     staging: Path
-    made: Encoder | None = None
+    made: Encoder | None = None  # for the engine trusted last
     reading: Reading | None = None
 
     def encoder(self, trust: Trust) -> Encoder:
@@ -85,37 +96,39 @@ class Worker:
         return Reading(item, task.rules.read)
 
 
-def make_worker(file: TokenizerFile, staging: Path) -> Worker:
-    """Set a worker up."""
+def make_worker(file: TokenizerFile, staging: Path, engine: str) -> Worker:
+    """Set a worker up. It loads the engine that it will be asked for, if that can be loaded."""
     # A unit that is split holds a file open for each of its domains.
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, min(4096, most)), most))
+    with suppress(Refused):
+        file.engine(engine)
     # What is alive by now stays so: the collector need not walk through it again and again.
     gc.freeze()
     return Worker(file, staging)
 
 
-def try_engine(worker: Worker, task: tuple[str, list[str]], _: Report) -> Mismatch | None:
-    """Verify an engine, by its name, on texts. Raises Refused; Failed where the reference does."""
-    name, texts = task
-    return verify_engine(worker.file.engine(name), worker.file.engine(REFERENCE), texts)
+def try_engine(worker: Worker, task: tuple[str, list[str], Encoded], _: Report) -> Mismatch | None:
+    """Verify an engine, by its name, on texts, by the ids expected. Raises Refused."""
+    name, texts, expected = task
+    return verify_engine(worker.file.engine(name), texts, expected)
 
 
-def tokenize_unit(worker: Worker, task: UnitTask, report: Report) -> Unit:
+def tokenize_unit(worker: Worker, task: UnitTask, report: Report) -> Made:
     """Stage the shards of a unit, or adopt them if an earlier run staged them whole."""
     folder = worker.staging / task.folder
-    if (unit := adopt(folder, task)) is not None:
+    if (made := adopt(folder, task)) is not None:
         report(task.bytes if task.first else 0)
-        return unit
+        return made
     with closing(Shards(folder)) as shards:
         return _tokenized(worker, task, shards, report)
 
 
-def _tokenized(worker: Worker, task: UnitTask, shards: Shards, report: Report) -> Unit:
+def _tokenized(worker: Worker, task: UnitTask, shards: Shards, report: Report) -> Made:
     folder = worker.staging / task.folder
-    encoder = worker.encoder(task.trust)
+    encoder, samples = worker.encoder(task.trust), Samples(folder)
     work = _Work(encoder, task, shards, Quarantine(folder), report)
-    encoder.begin()
+    encoder.begin(samples)
     inputs, ended = [], True
     for number, item in enumerate(task.inputs):
         reading = worker.open(task, item)
@@ -124,35 +137,52 @@ def _tokenized(worker: Worker, task: UnitTask, shards: Shards, report: Report) -
         ended = reading.ended
         worker.reading = None if ended else reading
     work.shards.flush()
-    engine = encoder.verified()
+    engine = {
+        "name": task.trust.engine,
+        "version": task.trust.version,
+        "share": task.trust.share,
+        "verified_documents": samples.documents,
+        "verified_bytes": samples.bytes,
+        "gave_up": encoder.gave_up,
+    }
     bad = work.quarantine.write()
     unit = Unit(task.key, tuple(inputs), tuple(work.shards.written), engine, bad, ended)
-    stage_unit(folder, unit)
-    return unit
+    made = Made(task, unit, samples.write())
+    stage_unit(worker.staging, made)
+    return made
 
 
-def stage_unit(folder: Path, unit: Unit) -> None:
-    """Say that a unit's files are all staged in `folder`."""
-    here = unit.moved(lambda _: "")
-    commit.write_file(folder / "unit.json", seal({"schema": _UNIT_SCHEMA, **here.as_dict()}))
+def stage_unit(staging: Path, made: Made) -> None:
+    """Say that a unit's files are all staged, and which samples of it are yet to be verified."""
+    here = made.unit.moved(lambda _: "").as_dict()
+    samples = [file.as_dict() for file in made.samples]
+    told = {"schema": _UNIT_SCHEMA, "unit": here, "samples": samples}
+    commit.write_file(staging / made.task.folder / "unit.json", seal(told))
 
 
-def adopt(folder: Path, task: UnitTask) -> Unit | None:
+def adopt(folder: Path, task: UnitTask) -> Made | None:
     """A unit staged by an earlier run, if its hashes prove it whole and its engine is trusted."""
     try:
-        unit = Unit.from_dict(unseal(folder / "unit.json", _UNIT_SCHEMA))
+        told = unseal(folder / "unit.json", _UNIT_SCHEMA)
     except MixcError:
         return None
+    unit = Unit.from_dict(told["unit"])
+    samples = tuple(FileRecord(**one) for one in told["samples"])
     if not task.trust.accepts(unit.engine):
         return None
-    if any(check_file(folder, file, rehash=True) for file in unit.files):
+    # Samples are judged as work of the engine that is trusted now.
+    by = (unit.engine["name"], unit.engine["version"])
+    if samples and by != (task.trust.engine, task.trust.version):
+        return None
+    if any(check_file(folder, file, rehash=True) for file in (*unit.files, *samples)):
         return None
     # Equal bytes may come from files of other names by now; a quarantine has them written in it.
     renamed = [old["path"] for old in unit.inputs] != [new.name for new in task.inputs]
     if renamed and unit.quarantine is not None:
         return None
     named = zip(unit.inputs, task.inputs, strict=True)
-    return replace(unit, inputs=tuple({**old, "path": new.name} for old, new in named))
+    inputs = tuple({**old, "path": new.name} for old, new in named)
+    return Made(task, replace(unit, inputs=inputs), samples)
 
 
 @dataclass(frozen=True)
@@ -170,12 +200,12 @@ def _tokenize_file(work: _Work, number: int, reading: Reading) -> dict[str, Any]
     """Encode a file, or the task's part of it. Returns what became of its records."""
     task, item, source = work.task, reading.item, reading.source
     records = reading.whole() if task.part is None else reading.part(*task.part)
-    counts, reported = Counts(), source.consumed
+    counts, reported = Counts(), min(source.consumed, item.bytes)
     skips = reading.skips
     try:
         for batch in _batches(work, select(records, task.rules, counts), reading, counts):
             if skips:  # what was passed over is others' work
-                skips, reported = False, source.consumed
+                skips, reported = False, min(source.consumed, item.bytes)
             _encode(work, number, batch, reading, counts)
             consumed = min(source.consumed, item.bytes)
             work.report(consumed - reported)
@@ -227,6 +257,7 @@ def _encode(work: _Work, number: int, batch: list[Text], reading: Reading, count
     if work.encoder.refuses_eot:
         spelled = _spell_eot(documents, work.encoder.eot_id)
         if spelled.any():
+            _judge_spelling(work.encoder, batch, documents, np.flatnonzero(spelled))
             for text, wrong in zip(batch, spelled, strict=True):
                 if wrong:
                     _refuse(work, text.bad("MX032", _SPELLED), reading, counts)
@@ -242,6 +273,17 @@ def _encode(work: _Work, number: int, batch: list[Text], reading: Reading, count
         numbers.setdefault(text.split, []).append(i)
     for split, mine in numbers.items():
         work.shards.add(split, documents.select(np.array(mine, np.int64)))
+
+
+def _judge_spelling(
+    encoder: Encoder, batch: list[Text], documents: Documents, found: NDArray[np.int64]
+) -> None:
+    """Raise EngineMismatch where it is the engine, not the text, that makes an end-of-text."""
+    parts = documents.select(found)
+    inside = np.ones(len(parts.tokens), np.bool_)
+    inside[parts.offsets[1:] - 1] = False  # the end-of-text that closes each
+    ids = parts.tokens[inside].astype(np.uint32)
+    encoder.judge([batch[i].text for i in found], (ids, parts.lengths - 1))
 
 
 def _spell_eot(documents: Documents, eot_id: int) -> NDArray[np.bool_]:

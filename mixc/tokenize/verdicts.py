@@ -1,12 +1,14 @@
 """Which engine encodes: the fastest that gave the reference's ids on everything it was asked.
 
-A verdict holds for a tokenizer, an engine's version and a processor. It is kept beside the store:
-one that an engine failed is kept for good, with the text and both encodings.
+A verdict is kept beside the store. One that an engine passed holds for a tokenizer, the engine's
+version and a processor; one that it failed for every processor and for good, with the text and
+both encodings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,42 +19,46 @@ from mixc.recipe import Tokenizer
 from mixc.store import commit
 from mixc.store.hashes import key_of, seal, unseal
 from mixc.tokenize.check import Mismatch, cpu_features
-from mixc.tokenize.encoder import REFERENCE, TokenizerFile, Trust
-from mixc.tokenize.engines import PREFERENCE, Failed, Refused, version_of
+from mixc.tokenize.encoder import TokenizerFile, Trust
+from mixc.tokenize.engines import PREFERENCE, REFERENCE, Failed, Refused, version_of
 
 _SCHEMA = "mixc.verdict/1"
-_HEAD_BYTES = (64_000, 1_000_000)  # at least, at most; between them a hundredth of a domain
 
 
-def head_bytes(domain_bytes: int) -> int:
-    """How much of a domain's first text an engine is tried on before it encodes the domain."""
-    least, most = _HEAD_BYTES
-    return max(least, min(most, domain_bytes // 100))
+def likely(options: Tokenizer, file: TokenizerFile, folder: Path) -> str:
+    """The first engine that `choose` will ask for, so that workers may load it by then."""
+    wrong = condemned(folder, file.sha256, file.mode)
+    for name in _candidates(options):
+        with suppress(Refused):
+            if (name, version_of(name)) not in wrong:
+                return name
+    return REFERENCE
 
 
 def choose(
     options: Tokenizer,
     file: TokenizerFile,
     trial: Callable[[str], Mismatch | None],
-    trial_key: str,
+    trial_key: Callable[[], str],
     folder: Path,
 ) -> Trust:
     """The engine to encode with, verified by `trial(name)` unless it is known to pass that.
 
-    `trial_key` stands for the texts of the trial, which raises Refused, and Failed where the
+    `trial_key()` stands for the texts of the trial, which raises Refused, and Failed where the
     reference does. `folder` is where verdicts are kept. Raises MX047 if the recipe
     names an engine that cannot be used, MX048 if it names one that gave other ids than the
     reference.
     """
-    names = PREFERENCE if options.engine == "auto" else (options.engine,)
     share = 1.0 if options.engine == REFERENCE else options.verify
+    wrong = condemned(folder, file.sha256, file.mode)
     reasons, failed = [], False
-    for name in names:
+    for name in _candidates(options):
         try:
             version = version_of(name)
             path = _verdict(folder, file, name, version)
-            passes = name == REFERENCE or _passes(
-                path, file, version, partial(trial, name), trial_key
+            passes = name == REFERENCE or (
+                (name, version) not in wrong
+                and _passes(path, file, version, partial(trial, name), trial_key)
             )
         except Refused as refused:
             reasons.append(f"{name}: {refused}")
@@ -63,7 +69,7 @@ def choose(
         if passes:
             if reasons:
                 progress.say("encoding with " + name + "; " + "; ".join(reasons))
-            return Trust(name, version, share, _condemned(folder, file))
+            return Trust(name, version, share, condemned(folder, file.sha256, file.mode))
         failed = True
         reasons.append(f"{name}: it gave other ids than {REFERENCE}")
     place = Place(str(path)) if failed else None
@@ -73,6 +79,17 @@ def choose(
         place=place,
         help="engine: auto finds one that can; engine: tokenizers is the reference",
     )
+
+
+def condemned(folder: Path, tokenizer: str, mode: str) -> tuple[tuple[str, str], ...]:
+    """Every (engine, version) that ever failed here, on whatever processor.
+
+    `tokenizer`: its SHA-256.
+    """
+    of = {"tokenizer": tokenizer, "mode": mode}
+    verdicts = [_read(path) for path in sorted(folder.glob("*.json"))]
+    failed = [one["mismatch"] for one in verdicts if one["mismatch"] and of.items() <= one.items()]
+    return tuple((one["engine"], one["version"]) for one in failed)
 
 
 def condemn(folder: Path, file: TokenizerFile, version: str, mismatch: Mismatch) -> None:
@@ -87,17 +104,12 @@ def condemn(folder: Path, file: TokenizerFile, version: str, mismatch: Mismatch)
     )
 
 
+def _candidates(options: Tokenizer) -> tuple[str, ...]:
+    return PREFERENCE if options.engine == "auto" else (options.engine,)
+
+
 def _of(file: TokenizerFile) -> dict[str, str]:
     return {"tokenizer": file.sha256, "mode": file.mode}
-
-
-def _condemned(folder: Path, file: TokenizerFile) -> tuple[tuple[str, str], ...]:
-    """Every engine's version that ever failed with this tokenizer here."""
-    verdicts = [_read(path) for path in sorted(folder.glob("*.json"))]
-    failed = [
-        one["mismatch"] for one in verdicts if one["mismatch"] and _of(file).items() <= one.items()
-    ]
-    return tuple((one["engine"], one["version"]) for one in failed)
 
 
 def _passes(
@@ -105,12 +117,10 @@ def _passes(
     file: TokenizerFile,
     version: str,
     trial: Callable[[], Mismatch | None],
-    trial_key: str,
+    trial_key: Callable[[], str],
 ) -> bool:
-    known = _read(path)
-    if known["mismatch"] is not None:
-        return False
-    if trial_key in known["heads"]:
+    known, key = _read(path), trial_key()
+    if key in known["heads"]:
         return True
     mismatch = trial()
     if mismatch is not None:
@@ -120,7 +130,7 @@ def _passes(
     verdict = {
         "schema": _SCHEMA,
         **_of(file),
-        "heads": [*known["heads"][-63:], trial_key],
+        "heads": [*known["heads"][-63:], key],
         "mismatch": None,
     }
     commit.write_file(path, seal(verdict))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Sequences:
     """Sequences end to end in a staged file of `dtype`, little-endian.
 
     `lengths` is int64[n]; `labels` the number of each one's domain, uint8[n] or, of more than
-    256 domains, uint16[n]; `labels_path` the same as a staged file.
+    256 domains, uint16[n]; `labels_path` the same as a staged file; `domains` are their names.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class Sequences:
     lengths: NDArray[np.int64]
     labels: NDArray[Any]
     labels_path: Path
+    domains: tuple[str, ...]
 
     def tokens(self) -> NDArray[Any]:
         """All tokens, mapped."""
@@ -61,6 +63,18 @@ class Sequences:
             stop = max(first + 1, int(np.searchsorted(ends, begin + most, side="right")))
             yield first, stop
             first, begin = stop, int(ends[stop - 1])
+
+    def shards(self, about: int) -> Iterator[NDArray[Any]]:
+        """All tokens, mapped, in parts of whole sequences, about `about` tokens each.
+
+        Parts are as even as sequences allow, so that the last is no small rest.
+        """
+        ends, tokens = np.cumsum(self.lengths), self.tokens()
+        count = -(-len(tokens) // about)
+        marks = [len(tokens) * (i + 1) // count for i in range(count)]
+        borders = ends[np.unique(np.searchsorted(ends, marks))].tolist()
+        for begin, end in pairwise([0, *borders]):
+            yield tokens[begin:end]
 
 
 def label_dtype(domains: int) -> np.dtype[Any]:
@@ -97,6 +111,21 @@ def flat_rows(
     width = spec.seq_len * spec.dtype.itemsize
     raw = np.fromfile(path, spec.dtype, count * spec.seq_len, offset=header + first * width)
     return raw.reshape(-1, spec.seq_len)
+
+
+def rows_across(
+    paths: Sequence[Path], spec: StreamSpec, first: int, count: int, *, header: int
+) -> NDArray[Any]:
+    """Rows `first` to `first + count` of files of whole rows, in order, each behind a header."""
+    width = spec.seq_len * spec.dtype.itemsize
+    parts = [np.empty((0, spec.seq_len), spec.dtype)]
+    for path in paths:
+        held = (path.stat().st_size - header) // width
+        if count and first < held:
+            parts.append(flat_rows(path, spec, first, min(count, held - first), header=header))
+            count -= len(parts[-1])
+        first = max(0, first - held)
+    return np.concatenate(parts)
 
 
 def refuse(writer: str, what: str, value: int, most: int) -> None:

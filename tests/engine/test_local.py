@@ -99,7 +99,7 @@ def chains_of(lengths):
 def run_chains(lengths, workers):
     with local.Crew(workers) as crew:
         crew.prepare(context, 0)
-        options = {"ended": lambda result: result[2], "report": lambda amount: None}
+        options = {"accept": lambda result: result[2], "report": lambda amount: None}
         done = crew.run_chains(visit, chains_of(lengths), **options)
         return [(chain, n) for chain, n, result in done]
 
@@ -114,7 +114,7 @@ def test_every_task_of_every_chain_is_done_once(workers, lengths):
 def test_one_long_chain_is_shared_by_all_workers():
     with local.Crew(2) as crew:
         crew.prepare(context, 0)
-        options = {"ended": lambda result: result[1], "report": lambda amount: None}
+        options = {"accept": lambda result: result[1], "report": lambda amount: None}
         done = crew.run_chains(whoami, chains_of([40]), **options)
         assert len({result[0] for _, _, result in done}) == 2
 
@@ -133,6 +133,22 @@ def test_a_crew_is_prepared_anew_between_runs_and_outlives_errors(workers):
             with pytest.raises(MixcError, match="not JSON"):
                 list(crew.run(add, [1, "wrong", 3], **ignore))
             assert list(crew.run(add, [4], **ignore)) == [offset + 4]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_result_that_is_refused_counts_as_an_error_and_the_crew_goes_on(workers):
+    def judge(result):
+        if result[:2] == (1, 3):
+            raise MixcError("MX020", "refused")
+        return result[2]
+
+    with local.Crew(workers) as crew:
+        crew.prepare(context, 0)
+        for _ in range(2):
+            with pytest.raises(MixcError, match="refused"):
+                list(crew.run_chains(visit, chains_of([5, 5, 5]), accept=judge, report=int))
+        whole = crew.run_chains(visit, chains_of([5, 5]), accept=lambda r: r[2], report=int)
+        assert len(list(whole)) == 10
 
 
 def whoami(offset, task, report):

@@ -18,7 +18,6 @@ def describe_(raw, eot=None, special_tokens="text"):
 
 def encode(file, batch, engine="tokenizers", share=0.0):
     encoder = Encoder(file, Trust(engine, "?", share))
-    encoder.begin()
     ids = np.array([xxhash.xxh3_64_intdigest(text.encode()) for text in batch], np.uint64)
     sizes = np.array([len(text.encode()) for text in batch], np.uint32)
     return encoder.encode(batch, ids, sizes)
@@ -136,7 +135,7 @@ def test_known_names_of_the_end_of_text(name):
         b'{"model": {}}',
         b"[" * 100_000,
         tokenizer_json()[:-5],
-        tokenizer_json().replace(b'"type":"BPE"', b'"type":"XXX"'),
+        tokenizer_json().replace(b'"type":"BPE"', b'"type":"NoSuchModel"'),
         tokenizer_json().replace(b'{"<|endoftext|>":0,', b'{"<|endoftext|>":-1,'),
         tokenizer_json().replace(b'{"<|endoftext|>":0,', b'{"<|endoftext|>":4294967296,'),
     ],

@@ -12,7 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xxhash
-from helpers import EOT, texts, tokenizer_json, word_tokenizer_json, write_jsonl, write_recipe
+from helpers import (
+    EOT,
+    identity,
+    texts,
+    tokenizer_json,
+    word_tokenizer_json,
+    write_jsonl,
+    write_recipe,
+)
 from tokenizers import Tokenizer
 
 from mixc.errors import MixcError
@@ -176,9 +184,9 @@ def alone(monkeypatch):
 
 
 def kept(store):
-    """Input file -> the inodes of its shards: a shard that is kept is linked, not written."""
+    """Input file -> its shards' identities: a shard that is kept is linked, not written."""
     return {
-        piece.inputs[0]["path"]: [os.stat(store.root / s.file.path).st_ino for s in piece.shards]
+        piece.inputs[0]["path"]: [identity(store.root / s.file.path) for s in piece.shards]
         for domain in store.domains.values()
         for piece in domain.units
     }
@@ -186,7 +194,7 @@ def kept(store):
 
 def redone(before, store):
     """The files of a store that were tokenized since `before`."""
-    return sorted(path for path, inodes in kept(store).items() if before.get(path) != inodes)
+    return sorted(path for path, files in kept(store).items() if before.get(path) != files)
 
 
 @pytest.fixture
@@ -331,10 +339,10 @@ def test_finished_work_is_kept_when_a_run_fails(three):
     with pytest.raises(MixcError, match="not valid JSON"):
         tokenize(load(path), workers=1)
     staging = path.parent / "out/.mixc/store/staging"
-    staged = {os.stat(file).st_ino for file in staging.rglob("*.arrow")}
+    staged = {identity(file) for file in staging.rglob("*.arrow")}
     write_jsonl(path.parent / "data/y.jsonl", texts(8, 10))
     after = kept(tokenize(load(path), workers=1))
-    assert {name for name, inodes in after.items() if set(inodes) <= staged} == {
+    assert {name for name, files in after.items() if set(files) <= staged} == {
         f"data/{name}.jsonl" for name in "abcx"
     }
     assert verify(store.root).documents == 50

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers import texts, tokenizer_json, word_tokenizer_json, write_jsonl, write_recipe
+from helpers import identity, texts, tokenizer_json, word_tokenizer_json, write_jsonl, write_recipe
 
 from mixc.engine import local
 from mixc.errors import MixcError
@@ -13,11 +13,12 @@ from mixc.inspect import inspect
 from mixc.pipeline import plan as run_plan
 from mixc.recipe import load
 from mixc.store.hashes import unseal
-from mixc.tokenize import encoder, stage, verdicts
+from mixc.tokenize import encoder, trial, verdicts
 from mixc.tokenize.check import Mismatch
 from mixc.tokenize.encoder import EngineMismatch
 from mixc.tokenize.engines import Failed, load_engine
 from mixc.tokenize.stage import plan, tokenize
+from mixc.tokenize.tokenizer import stored_tokenizer
 from mixc.verify import verify
 
 MARK = "zebra"
@@ -110,17 +111,17 @@ def test_verified_counts_are_in_the_manifest(tmp_path):
 
 
 def test_to_verify_more_encodes_again_and_to_verify_less_does_not(tmp_path):
-    def inodes(store):
-        return sorted(path.stat().st_ino for path in store.root.rglob("web/*.arrow"))
+    def shards(store):
+        return sorted(identity(path) for path in store.root.rglob("web/*.arrow"))
 
     some = tokenize(recipe(tmp_path, texts(1, 50), verify=0.1), workers=1)
-    before = inodes(some)
+    before = shards(some)
     less = tokenize(recipe(tmp_path, texts(1, 50), verify=0.05), workers=1)
-    assert inodes(less) == before
+    assert shards(less) == before
     everything = recipe(tmp_path, texts(1, 50), verify=1.0)
     assert not plan(everything).fresh
     proved = tokenize(everything, workers=1)
-    assert inodes(proved) != before
+    assert shards(proved) != before
     assert inspect(proved.root)["sources"]["web"]["verified_documents"] == 50
     assert proved.store_hash == some.store_hash
 
@@ -138,7 +139,7 @@ def test_an_engine_that_fails_on_the_way_is_dropped_and_its_work_done_again(
     tmp_path, wrong, monkeypatch, capsys
 ):
     """The first file is encoded and staged before the second shows the fault."""
-    monkeypatch.setattr("mixc.tokenize.stage.head_bytes", lambda size: 0)
+    monkeypatch.setattr("mixc.tokenize.trial.head_bytes", lambda size: 0)
     monkeypatch.setattr("mixc.tokenize.units._BUNDLE_FILES", 1)
     folder = tmp_path / "data"
     for name, corpus in (("a", texts(1, 80)), ("b", [f"{MARK} in the middle", *texts(2, 80)])):
@@ -169,7 +170,7 @@ def load_reference_ids(text):
 
 
 def test_work_of_an_engine_that_proved_wrong_later_is_not_taken_over(tmp_path, wrong, monkeypatch):
-    monkeypatch.setattr("mixc.tokenize.stage.head_bytes", lambda size: 0)
+    monkeypatch.setattr("mixc.tokenize.trial.head_bytes", lambda size: 0)
     monkeypatch.setattr("mixc.tokenize.units._BUNDLE_FILES", 1)
     corpus = [f"{MARK} in the middle", *texts(2, 80)]
     poisoned = tokenize(recipe(tmp_path, corpus, verify=0.0), workers=1)
@@ -177,6 +178,70 @@ def test_work_of_an_engine_that_proved_wrong_later_is_not_taken_over(tmp_path, w
     mended = tokenize(recipe(tmp_path, corpus, verify=1.0), workers=1)
     right = tokenize(recipe(tmp_path / "right", corpus, engine="tokenizers"), workers=1)
     assert without_engines(mended) == without_engines(right)
+
+
+def test_a_store_of_an_engine_that_failed_since_is_made_again(tmp_path, wrong, monkeypatch):
+    """The file that showed it is gone again, and the store is what the recipe asks for."""
+    monkeypatch.setattr("mixc.tokenize.trial.head_bytes", lambda size: 0)
+    old = recipe(tmp_path, [f"{MARK} unnoticed", *texts(2, 80)], verify=0.0)
+    assert engines(tokenize(old, workers=1)) == ["fastokens 9.9"]
+    assert plan(old).fresh
+    monkeypatch.undo()
+    file = stored_tokenizer(plan(old).old, plan(old).tokenizer_key)
+    verdicts.condemn(
+        tmp_path / "out/.mixc/store/engines", file, "9.9", Mismatch("fastokens", MARK, [1], [2])
+    )
+    assert not plan(old).fresh
+    mended = tokenize(old, workers=1)
+    right = tokenize(recipe(tmp_path / "right", [f"{MARK} unnoticed", *texts(2, 80)]), workers=1)
+    assert without_engines(mended) == without_engines(right)
+
+
+def test_a_trial_reads_on_in_the_next_file_of_a_domain(tmp_path, wrong):
+    write_jsonl(tmp_path / "data/a.jsonl", texts(1, 3))
+    write_jsonl(tmp_path / "data/b.jsonl", [f"{MARK} in the second file"])
+    tokenizer = {"path": "tokenizer.json", "engine": "auto", "verify": 0.0}
+    path = write_recipe(tmp_path, {"web": {"paths": ["data/*"]}}, tokenizer=tokenizer)
+    assert "fastokens" not in " ".join(engines(tokenize(load(path), workers=1)))
+
+
+def test_an_end_of_text_that_the_engine_made_up_is_its_fault(tmp_path, doubled, monkeypatch):
+    class MakesUp(Wrong):
+        def encode(self, batch):
+            ids, lengths = super().encode(batch)
+            for i, text in enumerate(batch):
+                if MARK in text:
+                    ids[lengths[:i].sum()] = 0
+            return ids, lengths
+
+    MakesUp.armed = False
+    doubled(MakesUp)
+    monkeypatch.setattr("mixc.tokenize.trial.head_bytes", lambda size: 0)
+    corpus = [*texts(1, 20), f"{MARK} ends here", *texts(2, 20)]
+    store = tokenize(recipe(tmp_path, corpus, verify=0.0), workers=1)
+    assert "fastokens" not in " ".join(engines(store))
+    right = tokenize(recipe(tmp_path / "right", corpus, engine="tokenizers"), workers=1)
+    assert without_engines(store) == without_engines(right)
+
+
+def test_a_kill_while_old_work_is_taken_over_changes_nothing(tmp_path, monkeypatch):
+    class KilledError(Exception):
+        pass
+
+    def killed(*_):
+        raise KilledError
+
+    tokenize(recipe(tmp_path, texts(1, 50), verify=1.0), workers=1)
+    path = write_recipe(
+        tmp_path, {"web": texts(1, 50)}, tokenizer={"path": "tokenizer.json", "verify": 0.1}
+    )
+    again = load(path, ["holdout.fraction=0.3"])
+    with monkeypatch.context() as patch:
+        patch.setattr("mixc.tokenize.stage.stage_unit", killed)
+        with pytest.raises(KilledError):
+            tokenize(again, workers=1)
+    store = tokenize(again, workers=1)
+    assert inspect(store.root)["sources"]["web"]["verified_documents"] == 50
 
 
 def test_an_engine_that_is_asked_for_by_name_is_not_replaced_in_silence(tmp_path, wrong):
@@ -200,8 +265,8 @@ def test_an_engine_that_refuses_the_tokenizer(tmp_path, capsys):
 
 def test_a_verdict_is_kept_and_one_that_is_damaged_is_not_relied_on(tmp_path, monkeypatch):
     tried = []
-    real = stage.trials
-    monkeypatch.setattr(stage, "trials", lambda *a: tried.append(1) or real(*a))
+    real = trial.Trial.run
+    monkeypatch.setattr(trial.Trial, "run", lambda *a, **k: tried.append(1) or real(*a, **k))
     corpus = texts(1, 50)
     tokenize(recipe(tmp_path, corpus), workers=1)
     tokenize(recipe(tmp_path, corpus, verify=0.5), workers=1)
@@ -253,7 +318,7 @@ def test_a_mismatch_found_by_a_worker_process_arrives_whole():
 
 
 def test_where_an_engine_gives_up_the_reference_encodes(tmp_path, doubled, monkeypatch):
-    monkeypatch.setattr("mixc.tokenize.stage.head_bytes", lambda size: 0)
+    monkeypatch.setattr("mixc.tokenize.trial.head_bytes", lambda size: 0)
 
     class GivesUp(Wrong):
         armed = False
@@ -274,7 +339,7 @@ def test_where_an_engine_gives_up_the_reference_encodes(tmp_path, doubled, monke
 
 def test_what_a_condemned_engine_wrote_is_taken_by_no_other_engine(tmp_path, wrong, monkeypatch):
     """The store is its work; then it fails on a new file; then another engine is asked for."""
-    monkeypatch.setattr("mixc.tokenize.stage.head_bytes", lambda size: 0)
+    monkeypatch.setattr("mixc.tokenize.trial.head_bytes", lambda size: 0)
     monkeypatch.setattr("mixc.tokenize.units._BUNDLE_FILES", 1)
 
     def load_with(engine, verify):
@@ -316,6 +381,6 @@ def test_an_id_out_of_range_is_a_mismatch_of_a_fast_engine(tmp_path, doubled, mo
             return ids, lengths
 
     doubled(TooLarge)
-    monkeypatch.setattr("mixc.tokenize.stage.head_bytes", lambda size: 0)
+    monkeypatch.setattr("mixc.tokenize.trial.head_bytes", lambda size: 0)
     store = tokenize(recipe(tmp_path, [f"{MARK} far out", *texts(1, 20)], verify=0.0), workers=1)
     assert "fastokens" not in " ".join(engines(store))

@@ -1,21 +1,25 @@
 """One suite for every output format; then each format's own reader and limits."""
 
+import gzip
+import json
 import re
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from build_helpers import all_documents, flat, make_mixture, make_store, random_corpus, write_corpus
 
 from mixc import pipeline
-from mixc.build.plan import make_plan
+from mixc.build.held import staged_sequences
+from mixc.build.plan import StageWeights, make_plan
 from mixc.errors import MixcError
 from mixc.inspect import inspect
 from mixc.recipe import load
 from mixc.registry import WRITERS
 from mixc.rows.stream import DomainStream
 from mixc.store.hashes import hash_file
-from mixc.writers.sequences import StreamSpec
+from mixc.writers.sequences import Folder, StreamSpec
 
 # How to read a split of each format: (folder, split, manifest) -> a list of token sequences, or
 # one flat list where the format has no borders. A new format adds its reader here.
@@ -52,6 +56,73 @@ def read_megatron(folder, split, manifest):
         np.frombuffer(data, dtype, length, offset).tolist()
         for length, offset in zip(lengths, offsets, strict=True)
     ]
+
+
+@reads("llmc")
+def read_llmc(folder, split, manifest):
+    dtype, kind = {
+        "uint16": ("<u2", [20240520, 1]),
+        "uint32": ("<u4", [20240801, 7]),
+    }[manifest["dtype"]]
+    found = []
+    for path in sorted(folder.glob(f"*_{split}_*.bin")):
+        header = np.fromfile(path, "<i4", 256)
+        tokens = np.fromfile(path, dtype, offset=1024)
+        assert header[:2].tolist() == kind
+        assert header[2] == len(tokens)
+        assert not header[3:].any()
+        found += tokens.tolist()
+    return found
+
+
+@reads("olmo")
+def read_olmo(folder, split, manifest):
+    (path,) = (folder / split).glob("*.npy")
+    data = np.fromfile(path, manifest["dtype"]).tolist()
+    found, end = [], 0
+    packed = path.with_name(path.name.replace(".npy", ".csv.gz"))
+    lines = gzip.decompress(packed.read_bytes()).decode().splitlines()
+    domains = list(manifest["domains"])
+    labels = read_labels(folder, split, manifest)
+    for number, (line, label) in enumerate(zip(lines, labels, strict=True)):
+        start, stop, name, source, place = line.split(",")
+        assert (int(start), name, place) == (end, str(number), str(number))
+        assert source == domains[label]
+        end = int(stop)
+        found.append(data[int(start) : end])
+    assert end == len(data)
+    return found
+
+
+@reads("datatrove")
+def read_datatrove(folder, split, manifest):
+    (path,) = (folder / split).glob("*.ds")
+    dtype = np.dtype(manifest["dtype"])
+    data = np.fromfile(path, dtype.newbyteorder("<"))
+    ends = np.fromfile(f"{path}.index", "<u8").tolist()
+    first, second, _ = (path.parent / f"{path.name}.metadata").read_text().split("\n")
+    assert int(first.split("|")[1]) == dtype.itemsize
+    assert int(second) == ends[-1] == len(data)
+    return [data[a:b].tolist() for a, b in pairwise([0, *ends])]
+
+
+@reads("litdata")
+def read_litdata(folder, split, manifest):
+    index = json.loads((folder / split / "index.json").read_text())
+    config = index["config"]
+    code = {"uint16": 20, "uint32": 15}[manifest["dtype"]]
+    assert config["data_format"] == [f"no_header_tensor:{code}"]
+    assert config["item_loader"] == "TokensLoader"
+    assert config["compression"] is config["encryption"] is None
+    found = []
+    for chunk in index["chunks"]:
+        raw = (folder / split / chunk["filename"]).read_bytes()
+        assert np.frombuffer(raw, "<u4", 3).tolist() == [1, 12, len(raw)]
+        tokens = np.frombuffer(raw, {20: "<u2", 15: "<i4"}[code], offset=12)
+        assert (chunk["chunk_size"], chunk["dim"]) == (1, len(tokens))
+        assert chunk["chunk_bytes"] == len(raw)
+        found += tokens.tolist()
+    return found
 
 
 # How to read the labels of each format that does not keep them in a file beside its tokens.
@@ -180,8 +251,7 @@ def test_files_of_equal_bytes_are_one_file(built):
     _, mixture = built
     inodes = {}
     for record in mixture.files():
-        if record.path.endswith(".bin"):
-            inodes.setdefault(record.xxh3, set()).add((mixture.root / record.path).stat().st_ino)
+        inodes.setdefault(record.xxh3, set()).add((mixture.root / record.path).stat().st_ino)
     assert all(len(one) == 1 for one in inodes.values())
 
 
@@ -194,8 +264,9 @@ def test_the_lines_to_paste_work(built, name):
             pytest.importorskip(module, reason=f"the real reader, {module}, is not installed")
     scope = {}
     exec(lines.replace("PATH", str(mixture.root / name)), scope)
-    rows = [np.asarray(scope["rows"][i]).tolist() for i in range(30)]
-    assert rows == flat(mixture).tolist()
+    rows = [scope["rows"][i] for i in range(30)]
+    rows = [one["input_ids"] if isinstance(one, dict) else one for one in rows]
+    assert [np.asarray(one).tolist() for one in rows] == flat(mixture).tolist()
     assert len(scope["rows"]) == 30
 
 
@@ -234,21 +305,142 @@ def spec(**changes):
     return StreamSpec(**{**fields, **changes})
 
 
+# ---- limits and borders, without building a mixture ----
+
+
 @pytest.mark.parametrize(
-    ("fits", "does_not"),
+    ("name", "fits", "does_not"),
     [
-        ({"seq_len": (1 << 31) - 1}, {"seq_len": 1 << 31}),
-        ({"rows": (1 << 31) - 1}, {"rows": 1 << 31}),
-        ({"vocab_size": 1 << 31}, {"vocab_size": (1 << 31) + 1}),
+        ("megatron", {"seq_len": (1 << 31) - 1}, {"seq_len": 1 << 31}),
+        ("megatron", {"rows": (1 << 31) - 1}, {"rows": 1 << 31}),
+        ("megatron", {"vocab_size": 1 << 31}, {"vocab_size": (1 << 31) + 1}),
+        ("nanogpt", {"vocab_size": 1 << 16}, {"vocab_size": (1 << 16) + 1}),
+        ("llmc", {"seq_len": (1 << 30) - 513}, {"seq_len": (1 << 30) - 512}),
+        ("olmo", {"rows": (1 << 32) - 2}, {"rows": (1 << 32) - 1}),
+        ("datatrove", {"seq_len": 2}, {"seq_len": 1}),
+        ("litdata", {"seq_len": (1 << 30) - 4}, {"seq_len": (1 << 30) - 3}),
+        ("litdata", {"vocab_size": 1 << 31}, {"vocab_size": (1 << 31) + 1}),
     ],
 )
-def test_megatron_refuses_what_int32_cannot_hold(fits, does_not):
-    module = WRITERS["megatron"].load()
+def test_a_format_refuses_what_it_cannot_hold(name, fits, does_not):
+    module = WRITERS[name].load()
     module.check(spec(**fits))
     with pytest.raises(MixcError) as raised:
         module.check(spec(**does_not))
     assert raised.value.code == "MX062"
-    assert str(1 << 31) in raised.value.message
+    assert name in raised.value.message
+
+
+MANIFEST = {"dtype": "uint32", "domains": {"a": {}, "b": {}}}
+# Formats in several files; the constant that cuts them.
+SHARDED = {"llmc": "_SHARD_TOKENS", "litdata": "_CHUNK_TOKENS"}
+
+
+def export(folder, name, sequences, split="train", dtype="uint32"):
+    """Write sequences in a format: its folder and files."""
+    folder.mkdir()
+    path = folder / "stream.bin"
+    np.array(joined(sequences), dtype).tofile(path)
+    lengths = np.array([len(one) for one in sequences], np.int64)
+    labels = (np.arange(len(sequences)) % 2).astype(np.uint8)
+    staged = staged_sequences(path, np.dtype(dtype), lengths, labels, ("a", "b"))
+    files = WRITERS[name].load().write(staged, Folder(folder / name), split)
+    return folder / name, [folder / name / file for file in files]
+
+
+def counted(lengths):
+    """Sequences of these lengths, every token another."""
+    ends = np.cumsum(lengths).tolist()
+    return [list(range(end - length, end)) for length, end in zip(lengths, ends, strict=True)]
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_one_row_is_enough(tmp_path, name):
+    rows = counted([8])
+    folder, files = export(tmp_path / "x", name, rows)
+    assert same(READERS[name](folder, "train", MANIFEST), rows)
+    assert WRITERS[name].load().read(files, spec(rows=1), 0, 1).tolist() == rows
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_no_sequence_at_all_is_no_failure(tmp_path, name):
+    folder, files = export(tmp_path / "x", name, [], "val")
+    assert read_labels(folder, "val", MANIFEST) == []
+    assert all(path.exists() for path in files)
+
+
+def test_without_a_holdout_nothing_is_written_for_it(tmp_path):
+    mixture = {"rows": 3, "seq_len": 16, "formats": NARROW}
+    _, built = make_mixture(tmp_path, CORPUS, mixture=mixture, holdout={"fraction": 0})
+    assert built.manifest["holdout"] == {"domains": {}, "formats": {}}
+    assert not list(built.root.rglob("*val*"))
+
+
+@pytest.mark.parametrize("most", [1, 8, 20, 24, 56, 1000])
+@pytest.mark.parametrize("name", list(SHARDED))
+def test_files_are_cut_between_rows(tmp_path, monkeypatch, name, most):
+    module, rows = WRITERS[name].load(), counted([8] * 7)
+    monkeypatch.setattr(module, SHARDED[name], most)
+    folder, files = export(tmp_path / "x", name, rows)
+    shards = [path for path in files if path.suffix == ".bin"]
+    held = [(path.stat().st_size - module._HEADER_BYTES) / 32 for path in shards]
+    assert len(held) == min(7, -(-56 // most))
+    assert all(map(float.is_integer, held))
+    assert max(held) - min(held) <= 1  # llm.c refuses a set with a shard smaller than a batch
+    assert READERS[name](folder, "train", MANIFEST) == joined(rows)
+    for first in range(8):
+        for count in range(8 - first):
+            found = module.read(files, spec(rows=7), first, count)
+            assert found.shape == (count, 8)
+            assert found.tolist() == rows[first : first + count]
+
+
+@pytest.mark.parametrize("name", list(SHARDED))
+def test_files_are_cut_between_documents(tmp_path, monkeypatch, name):
+    documents = counted([3, 4, 50, 1, 9, 1, 10])
+    monkeypatch.setattr(WRITERS[name].load(), SHARDED[name], 10)
+    folder, files = export(tmp_path / "x", name, documents, "val")
+    header = WRITERS[name].load()._HEADER_BYTES
+    sizes = [(p.stat().st_size - header) // 4 for p in files if p.suffix == ".bin"]
+    assert sizes == [57, 1, 10, 10]
+    assert READERS[name](folder, "val", MANIFEST) == joined(documents)
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "most"), [("llmc", "_MOST_TOKENS", 8), ("litdata", "_MOST_BYTES", 32)]
+)
+def test_a_document_that_no_file_can_hold_is_refused(tmp_path, monkeypatch, name, limit, most):
+    monkeypatch.setattr(WRITERS[name].load(), SHARDED[name], 4)
+    monkeypatch.setattr(WRITERS[name].load(), limit, most)
+    export(tmp_path / "fits", name, counted([3, 8]), "val")
+    with pytest.raises(MixcError) as raised:
+        export(tmp_path / "does not", name, counted([3, 9]), "val")
+    assert raised.value.code == "MX062"
+
+
+def test_the_sidecar_of_olmo_holds_no_time(tmp_path):
+    folder, _ = export(tmp_path / "x", "olmo", counted([8, 8]))
+    raw = (folder / "train/part-00000.csv.gz").read_bytes()
+    assert raw[3:8] == bytes(5)  # neither a name nor a time
+    assert gzip.decompress(raw) == b"0,8,0,a,0\n8,16,1,b,1\n"
+
+
+@pytest.mark.parametrize("lines", [1, 3])
+def test_sidecars_are_written_in_pieces(tmp_path, monkeypatch, lines):
+    monkeypatch.setattr(WRITERS["olmo"].load(), "_LINES", lines)
+    monkeypatch.setattr(WRITERS["datatrove"].load(), "_CHUNK", lines)
+    documents = counted([3, 1, 4, 1, 5, 9, 2])
+    for name in ("olmo", "datatrove"):
+        folder, _ = export(tmp_path / name, name, documents)
+        assert READERS[name](folder, "train", MANIFEST) == documents
+
+
+def test_litdata_tells_its_cache_of_other_tokens_alone(tmp_path):
+    said = []
+    for folder, rows in (("a", [8, 8]), ("b", [8, 8]), ("c", [8])):
+        folder, _ = export(tmp_path / folder, "litdata", counted(rows))
+        said.append(json.loads((folder / "train/index.json").read_text())["updated_at"])
+    assert said[0] == said[1] != said[2]
 
 
 # ---- nanogpt ----
@@ -266,4 +458,5 @@ def test_nanogpt_refuses_ids_over_uint16_before_anything_is_built(tmp_path):
 def test_nanogpt_holds_every_id_of_uint16(tmp_path):
     store = make_store(tmp_path, CORPUS, words=(1 << 16) - 1)
     assert (store.vocab_size, store.dtype) == (1 << 16, np.uint16)
-    make_plan(load(tmp_path / "recipe.yaml"), store, {"code": 0.5, "empty-handed": 0, "web": 0.5})
+    weights = {"code": 0.5, "empty-handed": 0, "web": 0.5}
+    make_plan(load(tmp_path / "recipe.yaml"), store, [StageWeights(1.0, weights)])

@@ -29,9 +29,10 @@ from mixc.store.hashes import hash_file
 from mixc.store.shard import token_dtype
 from mixc.tokenize import unit
 from mixc.tokenize.encoder import TokenizerFile, Trust, describe
-from mixc.tokenize.engines import Engine, Refused, load_engine, version_of
+from mixc.tokenize.engines import REFERENCE, Engine, Refused, load_engine, version_of
 from mixc.tokenize.inputs import Input, stamp_of
 from mixc.tokenize.rules import Rules
+from mixc.tokenize.samples import Verifier
 from mixc.tokenize.units import PART_BYTES
 
 _OPTIONS = ReadOptions("text", 64_000_000)
@@ -99,18 +100,28 @@ def task(path: Path, trust: Trust) -> unit.UnitTask:
     return unit.UnitTask("key", path.name, (item,), _RULES, (0, PART_BYTES), False, trust)
 
 
+def tokenize(worker: unit.Worker, work: unit.UnitTask) -> None:
+    """Make a unit and compare its samples with the reference, one after the other."""
+    made = unit.tokenize_unit(worker, work, lambda _: None)
+    with Verifier(worker.file, work.trust.engine, 1) as verifier:
+        verifier.submit(worker.staging / work.folder, made.samples, lambda: None)
+        verifier.finish()
+
+
 def measure(folder: Path, file: TokenizerFile, scratch: Path) -> tuple[dict[str, float], int, str]:
     """Seconds of each stage and of the worker, over all files; tokens; the engine."""
     engine = engine_of(file.json)
     trust = Trust(engine.name, version_of(engine.name), _SHARE)
-    worker = unit.make_worker(file, scratch)
-    unit.try_engine(worker, (trust.engine, ["x"]), lambda _: None)
+    worker = unit.make_worker(file, scratch, engine.name)
+    # Engine and reference are loaded before anything is timed.
+    expected = file.engine(REFERENCE).encode(["x"])
+    unit.try_engine(worker, (trust.engine, ["x"], expected), lambda _: None)
     seconds: defaultdict[str, float] = defaultdict(float)
     tokens = 0
 
     def whole(packed: Path) -> None:
         work = task(packed, trust)
-        seconds["worker"] += timed(unit.tokenize_unit, worker, work, lambda _: None)[0]
+        seconds["worker"] += timed(tokenize, worker, work)[0]
 
     for number, packed in enumerate(sorted((folder / "zst").iterdir())):
         if number % 2:

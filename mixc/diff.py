@@ -31,13 +31,13 @@ def diff(a: Path, b: Path) -> dict[str, Any]:
     same pieces of the same texts; `in_place` counts those that stand at the same row in both.
     """
     pair = open_mixture(a), open_mixture(b)
-    said = [one.manifest for one in pair]
+    said = [one.manifest | {"row_len": one.row_len} for one in pair]
     names = sorted({*said[0]["domains"], *said[1]["domains"]})
     notes, comparable = _notes(said)
     rows = _common(pair, names) if comparable else dict.fromkeys(names, (None, None))
     same = {
         "stream": said[0]["stream_hash"] == said[1]["stream_hash"]
-        and said[0]["seq_len"] == said[1]["seq_len"],
+        and said[0]["row_len"] == said[1]["row_len"],
         "rows": _rows(said[0]) == _rows(said[1]),
     }
     return {
@@ -66,7 +66,7 @@ def _notes(said: list[dict[str, Any]]) -> tuple[list[str], bool]:
         notes.append("other stores: rows are told to be equal by the hashes of their texts")
     for what, differ in (
         ("tokenizers", said[0]["tokenizer"]["sha256"] != said[1]["tokenizer"]["sha256"]),
-        ("row lengths", said[0]["seq_len"] != said[1]["seq_len"]),
+        ("row lengths", said[0]["row_len"] != said[1]["row_len"]),
     ):
         if differ:
             notes.append(f"other {what}: rows cannot be compared, nor can streams be equal")

@@ -198,7 +198,7 @@ def _token(mixture: Mixture, token: int, source: _Source) -> dict[str, Any]:
     total = mixture.manifest["tokens"]
     if not 0 <= token < total:
         raise _none(f"there is no token {token}: tokens are 0 to {total - 1}", mixture.root)
-    row, place = divmod(token, mixture.manifest["seq_len"])
+    row, place = divmod(token, mixture.row_len)
     entry, tokens = _provenance(mixture, row), mixture.read(row, 1)[0]
     begin = 0  # of the span that holds the token
     for span in entry["spans"]:

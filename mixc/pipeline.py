@@ -9,7 +9,7 @@ from typing import Any
 
 from mixc.build import stage as build_stage
 from mixc.build.mixture import Mixture
-from mixc.build.plan import BuildPlan, make_plan
+from mixc.build.plan import BuildPlan, StageWeights, make_plan
 from mixc.errors import MixcError, Place
 from mixc.recipe import Recipe
 from mixc.solve import stage as solve_stage
@@ -62,7 +62,7 @@ def build_mixture(recipe: Recipe, *, workers: int) -> Mixture:
 
 
 def _build_mixture(recipe: Recipe, store: Store, *, workers: int) -> Mixture:
-    plan = make_plan(recipe, store, mixture_weights(recipe, store))
+    plan = make_plan(recipe, store, mixture_stages(recipe, store))
     canonical = recipe.canonical()
     data = {
         "name": recipe.name,
@@ -92,13 +92,28 @@ def current_store(recipe: Recipe) -> Store:
     return store
 
 
-def mixture_weights(recipe: Recipe, store: Store) -> dict[str, float]:
-    """The weights that the recipe's mixture asks for, by domain."""
-    asked = recipe.mixture.weights
+def mixture_stages(recipe: Recipe, store: Store) -> list[StageWeights]:
+    """The weights that the recipe's mixture asks for, stage by stage."""
+    found = [_weights(recipe, store, asked, keys) for keys, asked in recipe.mixture.asked_weights()]
+    if not recipe.mixture.stages:
+        return [StageWeights(1.0, found[0])]
+    stages = recipe.mixture.stages
+    if not stages[0].ramp:
+        found = [found[0], *found]  # where a ramp would begin
+    return [
+        StageWeights(stage.until, found[i + 1], found[i] if stage.ramp else None)
+        for i, stage in enumerate(stages)
+    ]
+
+
+def _weights(
+    recipe: Recipe, store: Store, asked: str | dict[str, float], keys: tuple[str | int, ...]
+) -> dict[str, float]:
+    """The weights, by domain, that stand under these keys of the recipe."""
     if isinstance(asked, dict):
         return dict(asked)
-    if recipe.weights_path is not None:
-        return read_weights(recipe.weights_path, recipe.place("mixture", "weights"))
+    if asked.endswith(".json"):
+        return read_weights(recipe.resolve(asked), recipe.place(*keys))
     if asked != "solved":
         problem = solve_stage.make_problem(recipe, store)
         weights = solve_stage.run_method(asked, problem).weights
@@ -115,7 +130,9 @@ def mixture_weights(recipe: Recipe, store: Store) -> dict[str, float]:
 
 
 def _solves(recipe: Recipe) -> bool:
-    return recipe.solve is not None and recipe.mixture.weights == "solved"
+    return recipe.solve is not None and any(
+        asked == "solved" for _, asked in recipe.mixture.asked_weights()
+    )
 
 
 def plan(recipe: Recipe, *, workers: int) -> list[StagePlan]:
@@ -142,7 +159,7 @@ def plan(recipe: Recipe, *, workers: int) -> list[StagePlan]:
         if solved is None:
             waits = {"waits for": "solve-weights", **_size(recipe)}
             return [*stages, StagePlan("build-mixture", _status(recipe), waits)]
-    build = make_plan(recipe, store, mixture_weights(recipe, store))
+    build = make_plan(recipe, store, mixture_stages(recipe, store))
     root = recipe.workdir_path / "mixture"
     status = "fresh" if build_stage.fresh(root, build) else _status(recipe)
     return [*stages, StagePlan("build-mixture", status, _describe(build, store, root))]
@@ -156,7 +173,7 @@ def _status(recipe: Recipe) -> str:
 def _size(recipe: Recipe) -> dict[str, int]:
     """What the recipe alone says of its mixture."""
     options = recipe.mixture
-    return {"rows": options.row_count, "tokens": options.row_count * options.seq_len}
+    return {"rows": options.row_count, "tokens": options.row_count * options.row_tokens}
 
 
 def _describe(plan: BuildPlan, store: Store, root: Path) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
 from mixc import strict_yaml
@@ -26,10 +28,8 @@ from mixc.recipe_schema import (
     Strict,
     Tokenizer,
     Train,
-    json_schema,
-    recipe_model,
-    shared_schema,
 )
+from mixc.registry import METHODS
 
 __all__ = [
     "PRESETS",
@@ -69,6 +69,35 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     raise_all(_sorted(errors, overrides))
     recipe.set_origin(path, tuple(overrides), lambda keys: source.place(source.find(keys)))
     return recipe
+
+
+@cache
+def recipe_model() -> type[Recipe]:
+    """The Recipe model with a key for each method's options. Imports the methods."""
+    fields: dict[str, Any] = {
+        name: (options, Field(options(), description=METHODS[name].summary))
+        for name, options in _method_options().items()
+    }
+    solve = create_model("Solve", __base__=Solve, __doc__=Solve.__doc__, **fields)
+    about = Recipe.model_fields["solve"].description
+    section: Any = (solve | None, Field(None, description=about))
+    return create_model("Recipe", __base__=Recipe, __doc__="A recipe of mixc.", solve=section)
+
+
+def _method_options() -> dict[str, type[Strict]]:
+    return {name: entry.load().Options for name, entry in METHODS.items()}
+
+
+@cache
+def shared_schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe, with the options of every method. Not to be changed."""
+    schema = recipe_model().model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def json_schema() -> dict[str, Any]:
+    """A copy of the JSON Schema of a recipe, with the options of every method."""
+    return copy.deepcopy(shared_schema())
 
 
 @dataclass
@@ -217,27 +246,46 @@ def _check_length(source: _Source) -> Iterator[MixcError]:
     return _check_one_of(source, "mixture", ("tokens", "rows"))
 
 
-def _check_solved(source: _Source) -> Iterator[MixcError]:
+def _asked_weights(source: _Source) -> Iterator[tuple[Keys, object]]:
+    """The weights that count, and their keys: the mixture's, or those of its stages.
+
+    With stages, the mixture's own are no more than where a first ramp begins.
+    """
     mixture = source.data.get("mixture")
-    if not isinstance(mixture, dict) or source.data.get("solve") is not None:
+    if not isinstance(mixture, dict):
         return
-    if mixture.get("weights", "solved") == "solved":
-        keys: Keys = ("mixture", "weights") if "weights" in mixture else ("mixture",)
-        hint = "add a 'solve' section, or set weights to natural, uniform or unimax"
-        message = "weights are 'solved', but there is no 'solve' section"
-        yield source.error("MX009", message, keys, hint, of_key=len(keys) == 1)
+    stages = mixture.get("stages")
+    stages = [one for one in stages if isinstance(one, dict)] if isinstance(stages, list) else []
+    if not stages or stages[0].get("ramp"):
+        yield ("mixture", "weights"), mixture.get("weights", "solved")
+    for number, stage in enumerate(stages):
+        yield ("mixture", "stages", number, "weights"), stage.get("weights")
+
+
+def _check_solved(source: _Source) -> Iterator[MixcError]:
+    if source.data.get("solve") is not None:
+        return
+    for keys, asked in _asked_weights(source):
+        if asked == "solved":
+            written = keys[1] != "weights" or "weights" in source.data["mixture"]
+            hint = "add a 'solve' section, or set weights to natural, uniform or unimax"
+            message = "weights are 'solved', but there is no 'solve' section"
+            at = keys if written else keys[:1]
+            yield source.error("MX009", message, at, hint, of_key=not written)
 
 
 def _check_shares(source: _Source) -> Iterator[MixcError]:
-    """Weights written out: every domain once, and a sum of 1.
+    """Weights written out: every domain once, and a sum of 1."""
+    domains = source.data.get("domains")
+    for keys, shares in _asked_weights(source):
+        if isinstance(shares, dict) and isinstance(domains, dict):
+            yield from _check_written(source, keys, shares, domains)
 
-    Which domains `split_by` makes is not known yet: of those the build checks the names.
-    """
-    mixture, domains = source.data.get("mixture"), source.data.get("domains")
-    shares = mixture.get("weights") if isinstance(mixture, dict) else None
-    if not isinstance(shares, dict) or not isinstance(domains, dict):
-        return
-    keys = ("mixture", "weights")
+
+def _check_written(
+    source: _Source, keys: Keys, shares: dict[str, Any], domains: dict[str, Any]
+) -> Iterator[MixcError]:
+    """Which domains `split_by` makes is not known yet: of those the build checks the names."""
     split = [name for name, one in domains.items() if _holds(one, "split_by")]
     unknown = [
         name
@@ -246,17 +294,18 @@ def _check_shares(source: _Source) -> Iterator[MixcError]:
         and not any(str(name).startswith(f"{one}.") for one in split)
     ]
     missing = [name for name in domains if name not in shares and name not in split]
+    where = _dotted(keys)
     for name in unknown:
         hint = did_you_mean(name, list(domains))
         if name in split:
             hint = f"it is split: name its parts, as in {name}.<value of split_by>"
-        message = f"mixture.weights: unknown domain {_shown(name)}"
+        message = f"{where}: unknown domain {_shown(name)}"
         yield source.error("MX008", message, (*keys, name), hint, of_key=True)
     for name in missing:
-        message = f"mixture.weights: the domain {_shown(name)} is missing"
+        message = f"{where}: the domain {_shown(name)} is missing"
         yield source.error("MX006", message, keys, f"say `{name}: 0` to leave it out", of_key=True)
     if not unknown and not missing and (wrong := _wrong_sum(shares)):
-        yield source.error("MX007", wrong[0], keys, wrong[1])
+        yield source.error("MX007", f"{where}: {wrong[0]}", keys, wrong[1])
 
 
 def _wrong_sum(shares: dict[str, Any]) -> tuple[str, str] | None:
@@ -267,7 +316,7 @@ def _wrong_sum(shares: dict[str, Any]) -> tuple[str, str] | None:
     total = math.fsum(shares.values())
     if abs(total - 1) <= 1e-6:
         return None
-    message = f"mixture.weights: the weights sum to {total:.9g}, not 1"
+    message = f"the weights sum to {total:.9g}, not 1"
     if total == 0:
         return message, "give at least one domain a weight above 0"
     scaled = ", ".join(f"{name}: {share / total:.6g}" for name, share in shares.items())
@@ -354,7 +403,7 @@ def _schema_at(keys: Keys) -> dict[str, Any]:
     whole = node = shared_schema()
     for key in keys:
         names = list(node.get("patternProperties", {}).values())
-        node = node.get("properties", {}).get(key) or (names or [{}])[0]
+        node = node.get("properties", {}).get(key) or (names or [node.get("items", {})])[0]
         node = next((option for option in node.get("anyOf", ()) if "$ref" in option), node)
         if "$ref" in node:
             node = whole["$defs"][node["$ref"].rpartition("/")[2]]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Collection
-from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, LiteralString
 
@@ -19,7 +18,6 @@ from pydantic import (
     PrivateAttr,
     TypeAdapter,
     WithJsonSchema,
-    create_model,
 )
 from pydantic_core import PydanticCustomError
 
@@ -31,6 +29,7 @@ ENGINES = ("auto", "fastokens", "gigatoken", "tokenizers")
 REMOTE = ("s3", "gs", "https", "http", "hf")
 WEIGHT_WORDS = ("solved", "natural", "uniform", "unimax")
 RECIPE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+LATER_KEYS = ("stages", "row_len")
 RESERVED_NAMES = ("manifest.json", "tokenizer.json", "holdout.arrow")
 DOMAIN_NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 
@@ -319,6 +318,26 @@ class Order(Strict):
     )
 
 
+class Stage(Strict):
+    """A part of the mixture with weights of its own."""
+
+    until: float = Field(gt=0, le=1, description="the part of the rows at which it ends; last: 1")
+    weights: Weights = Field(description="as the mixture's weights")
+    ramp: bool = Field(
+        default=False, description="go linearly from the weights of the stage before to these"
+    )
+
+
+def _check_stages(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    ends = [stage.until for stage in stages]
+    if ends and (ends[-1] != 1 or any(a >= b for a, b in pairwise(ends))):
+        raise wrong("MX007", "the stages' 'until' must rise, and the last be 1.0")
+    return stages
+
+
+Stages = Annotated[tuple[Stage, ...], Field(strict=False), AfterValidator(_check_stages)]
+
+
 class Mixture(Strict):
     """What to build. Exactly one of `tokens` and `rows`."""
 
@@ -333,14 +352,37 @@ class Mixture(Strict):
         default=None, description="rows of the mixture; or tokens"
     )
     seq_len: int = Field(ge=1, le=2**20, description="tokens in a row")
+    row_len: Literal["seq_len", "seq_len+1"] = Field(
+        default="seq_len",
+        description="seq_len+1: one token more in each row, the true next one, as a target alone",
+    )
     max_epochs: float | None = Field(default=None, gt=0, description="passes over a domain at most")
     order: Order = Field(default=Order(), description="how rows follow each other")
+    stages: Stages = Field(
+        default=(),
+        description="weights that change along the rows; weights is where a first ramp begins",
+    )
     formats: Formats = Field(description="the trainers' formats to write")
+
+    def asked_weights(self) -> list[tuple[tuple[str | int, ...], str | dict[str, float]]]:
+        """The weights that count, in order, and the keys that they stand under."""
+        found: list[tuple[tuple[str | int, ...], str | dict[str, float]]] = [
+            (("mixture", "stages", i, "weights"), stage.weights)
+            for i, stage in enumerate(self.stages)
+        ]
+        if not self.stages or self.stages[0].ramp:
+            found.insert(0, (("mixture", "weights"), self.weights))
+        return found
 
     @property
     def row_count(self) -> int:
         """Rows of the mixture; tokens that fill no row are left off."""
-        return self.rows or (self.tokens or 0) // self.seq_len
+        return self.rows or (self.tokens or 0) // self.row_tokens
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens in a row."""
+        return self.seq_len + (self.row_len == "seq_len+1")
 
 
 class Recipe(Strict):
@@ -409,14 +451,6 @@ class Recipe(Strict):
         return self.resolve(self.workdir or f"build/{self.name}").resolve()
 
     @property
-    def weights_path(self) -> Path | None:
-        """The file of weights, if the recipe names one."""
-        weights = self.mixture.weights
-        if isinstance(weights, str) and weights not in WEIGHT_WORDS:
-            return self.resolve(weights)
-        return None
-
-    @property
     def also_path(self) -> Path | None:
         """The earlier store whose holdout is kept out too, if the recipe names one."""
         return None if self.holdout.also is None else self.resolve(self.holdout.also)
@@ -428,6 +462,10 @@ class Recipe(Strict):
         changes no recipe's hash.
         """
         data: dict[str, Any] = self.model_dump(mode="json")
+        # A key that says nothing new must change no recipe's hash.
+        for key in LATER_KEYS:
+            if getattr(self.mixture, key) == Mixture.model_fields[key].default:
+                del data["mixture"][key]
         data["workdir"] = self.workdir or f"build/{self.name}"
         if isinstance(solve := data["solve"], dict):
             data["solve"] = {
@@ -436,32 +474,3 @@ class Recipe(Strict):
                 if key not in METHODS or key == solve["method"]
             }
         return data
-
-
-@cache
-def recipe_model() -> type[Recipe]:
-    """The Recipe model with a key for each method's options. Imports the methods."""
-    fields: dict[str, Any] = {
-        name: (options, Field(options(), description=METHODS[name].summary))
-        for name, options in _method_options().items()
-    }
-    solve = create_model("Solve", __base__=Solve, __doc__=Solve.__doc__, **fields)
-    about = Recipe.model_fields["solve"].description
-    section: Any = (solve | None, Field(None, description=about))
-    return create_model("Recipe", __base__=Recipe, __doc__="A recipe of mixc.", solve=section)
-
-
-def _method_options() -> dict[str, type[Strict]]:
-    return {name: entry.load().Options for name, entry in METHODS.items()}
-
-
-@cache
-def shared_schema() -> dict[str, Any]:
-    """The JSON Schema of a recipe, with the options of every method. Not to be changed."""
-    schema = recipe_model().model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def json_schema() -> dict[str, Any]:
-    """A copy of the JSON Schema of a recipe, with the options of every method."""
-    return copy.deepcopy(shared_schema())

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from mixc import progress
 from mixc.build import mixture as mixtures
 from mixc.build import order, provenance
-from mixc.build.counts import capacity, row_counts
+from mixc.build.counts import capacity
 from mixc.build.gather import block_digest, stream_hash
 from mixc.build.mixture import Mixture, kind_of, open_mixture
+from mixc.build.schedule import Asked, Schedule, asked_of, constant, describe, make_schedule
 from mixc.build.source import store_of
 from mixc.errors import MixcError, Place, raise_all
 from mixc.rng import Stream
@@ -145,8 +146,12 @@ def _verify_mixture(mixture: Mixture, store: Path | None, full: bool, report: Re
         labels = _check_ledger(mixture, report)
     if report.problems:  # what follows relies on the counts
         return
+    with _well_formed(mixture.root / mixtures.MANIFEST, report):
+        schedule = _check_weights(mixture, report)
+    if report.problems:
+        return
     checks: list[Callable[[], None]] = [
-        lambda: _check_order(mixture, labels, report),
+        lambda: _check_order(mixture, labels, schedule, report),
         lambda: _check_labels(mixture, labels, report),
     ]
     checks += [_stream_check(mixture, name, report) for name in mixture.manifest["formats"]]
@@ -188,7 +193,7 @@ def _check_ledger(mixture: Mixture, report: Report) -> NDArray[np.uint16]:
     reads = {name: (entry["read"], entry["held_out"]) for name, entry in claimed.items()}
     if mixtures.make_ledger(reads, taken) != claimed:
         report.wrong("the ledger is not what the provenance adds up to", path)
-    total, row_tokens = manifest["rows"], {n: rows[n] * manifest["seq_len"] for n in rows}
+    total, row_tokens = manifest["rows"], {n: rows[n] * mixture.row_len for n in rows}
     if (sum(rows.values()), sum(row_tokens.values())) != (total, manifest["tokens"]):
         report.wrong("the rows of the mixture are not what the provenance says", path)
     if manifest["dtype"] != str(token_dtype(manifest["tokenizer"]["vocab_size"])):
@@ -203,7 +208,6 @@ def _check_ledger(mixture: Mixture, report: Report) -> NDArray[np.uint16]:
         }
         if derived.items() - entry.items():
             report.wrong(f"the rows of '{name}' are not what the provenance says", path)
-    _check_weights(mixture, report)
     for message in mixtures.check_ledger(claimed, row_tokens):
         report.wrong(message, path)
     return every
@@ -242,39 +246,55 @@ def _check_rows(mixture: Mixture, table: pa.Table, first: int, report: Report) -
     )
     upto = np.concatenate([np.zeros(1, np.int64), np.cumsum(length)])[ends]
     if (
-        not np.array_equal(upto, manifest["seq_len"] * (1 + np.arange(len(ends))))
+        not np.array_equal(upto, mixture.row_len * (1 + np.arange(len(ends))))
         or min(length.min(), start.min() + 1) < 1
         or not np.array_equal(table["epoch"].to_numpy(), epoch[ends - 1])
     ):
         report.wrong(f"rows from {first} on: their spans do not make whole rows", path)
 
 
-def _check_weights(mixture: Mixture, report: Report) -> None:
+def _check_weights(mixture: Mixture, report: Report) -> Schedule:
     """Derive the rows again from the weights, the cap on epochs and the tokens there are."""
     manifest = mixture.manifest
     domains, ledger, total = manifest["domains"], manifest["ledger"], manifest["rows"]
     tokens = [ledger[name]["read"] - ledger[name]["held_out"] for name in domains]
-    weights = np.array([entry["weight"] for entry in domains.values()], np.float64)
     room = capacity(
         np.array(tokens, np.int64),
         rows=total,
-        seq_len=manifest["seq_len"],
+        seq_len=mixture.row_len,
         max_epochs=manifest["max_epochs"],
     )
-    derived = row_counts(weights, total, room)
-    said = [(entry["rows"], entry["capped"]) for entry in domains.values()]
-    if list(zip(derived.rows.tolist(), derived.capped.tolist(), strict=True)) != said:
+    schedule = make_schedule(_asked(mixture), total, room)
+    counts = zip(schedule.counts.rows.tolist(), schedule.counts.capped.tolist(), strict=True)
+    if list(counts) != [(entry["rows"], entry["capped"]) for entry in domains.values()]:
         report.wrong("the rows of the domains are not those of their weights")
+    if schedule.weights.tolist() != [entry["weight"] for entry in domains.values()]:
+        report.wrong("the weights of the domains are not those of the stages")
+    if describe(schedule, list(domains)) != manifest.get(
+        "stages", describe(schedule, list(domains))
+    ):
+        report.wrong("the rows of the stages are not those of their weights")
+    return schedule
 
 
-def _check_order(mixture: Mixture, labels: NDArray[np.uint16], report: Report) -> None:
+def _asked(mixture: Mixture) -> tuple[Asked, ...]:
+    """The stages' weights; earlier manifests list none."""
+    if "stages" in mixture.manifest:
+        return asked_of(mixture.manifest["stages"])
+    domains = mixture.manifest["domains"].values()
+    return constant(np.array([entry["weight"] for entry in domains], np.float64))
+
+
+def _check_order(
+    mixture: Mixture, labels: NDArray[np.uint16], schedule: Schedule, report: Report
+) -> None:
     """Measure the order against its bound, and derive it again from the seed."""
     said, names = mixture.manifest["order"], list(mixture.manifest["domains"])
-    rows, block = np.bincount(labels, minlength=len(names)), said["shuffle_block"]
-    error, bound = order.prefix_error(labels, rows, shuffle_block=block), order.bound(rows)
+    block = said["shuffle_block"]
+    error, bound = order.schedule_error(labels, schedule, shuffle_block=block)
     if (error, bound) != (said["max_prefix_error"], said["bound"]) or error > bound:
         report.wrong(f"the order is {error:.3f} rows off its weights, not what it claims")
-    derived = order.domain_order(rows, shuffle_block=block, seed=mixture.manifest["seed"])
+    derived = order.schedule_order(schedule, shuffle_block=block, seed=mixture.manifest["seed"])
     for row in np.flatnonzero(derived != labels)[:1]:
         wanted, found = names[derived[row]], names[labels[row]]
         report.wrong(f"row {row} is of '{found}', and by the order's seed of '{wanted}'")
@@ -316,7 +336,7 @@ def _stream_check(mixture: Mixture, name: str, report: Report) -> Callable[[], N
             for first in range(0, total, step):
                 count = min(step, total - first)
                 rows = mixture.read(first, count, of=name)
-                if rows.shape != (count, mixture.manifest["seq_len"]):
+                if rows.shape != (count, mixture.row_len):
                     report.wrong("rows are missing", mixture.root / name)
                     return
                 digests.append(block_digest(rows.reshape(-1)))
@@ -403,7 +423,7 @@ def _trace(
     manifest, step = mixture.manifest, mixture.manifest["block_rows"]
     counts = np.bincount(labels, minlength=len(manifest["domains"]))
     streams = {
-        number: DomainStream(store, name, seq_len=manifest["seq_len"], seed=manifest["seed"])
+        number: DomainStream(store, name, seq_len=mixture.row_len, seed=manifest["seed"])
         for number, name in enumerate(manifest["domains"])
         if counts[number]
     }
@@ -443,7 +463,7 @@ def _trace_group(
     owner = np.repeat(labels, counts)
     said = {name: flat.field(name).to_numpy() for name in (*_SPAN_FIELDS, "doc_id")}
     places, numbers = targets(said["length"]), table["stream_row"].to_numpy()
-    out = np.empty((len(labels), mixture.manifest["seq_len"]), mixture.manifest["dtype"])
+    out = np.empty((len(labels), mixture.row_len), mixture.manifest["dtype"])
     for domain, stream in streams.items():
         rows, mine = labels == domain, owner == domain
         wanted = stream.deck(done[domain] + np.arange(int(rows.sum())))

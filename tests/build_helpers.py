@@ -150,11 +150,11 @@ def read_rows(mixture):
 
 
 def flat(mixture):
-    """The rows of a format that has them as train.bin, [rows, seq_len]."""
+    """The rows of a format that has them as train.bin, [rows, row_len]."""
     manifest = mixture.manifest
     path = min(mixture.root.glob("*/train.bin"))
     tokens = np.fromfile(path, manifest["dtype"])
-    return tokens.reshape(manifest["rows"], manifest["seq_len"])
+    return tokens.reshape(manifest["rows"], manifest["row_len"])
 
 
 def tree_hash(root):

@@ -211,13 +211,12 @@ def test_paths_are_relative_to_the_recipe_and_survive_a_change_of_folder(
     assert made.workdir_path.resolve() == tmp_path / "out/quickstart"
     assert made.also_path is not None
     assert made.also_path.resolve() == tmp_path.parent / "old/store"
-    assert made.weights_path is None
 
 
 def test_paths_of_a_tokenizer_and_of_weights(write, tmp_path):
     made = recipe.load(write(GOOD), ["mixture.weights=w/best.json"])
     assert made.resolve(made.tokenizer.path) == tmp_path / "t.json"
-    assert made.weights_path == tmp_path / "w/best.json"
+    assert made.mixture.asked_weights() == [(("mixture", "weights"), "w/best.json")]
     assert made.workdir_path == tmp_path / "build/pile"
 
 
@@ -415,7 +414,7 @@ def test_the_schema_cannot_be_spoiled_by_callers():
     assert "properties" in recipe.json_schema()
 
 
-@pytest.mark.parametrize("key", ["stages", "packing", "seeds", "nmae", "txt", "paths.0"])
+@pytest.mark.parametrize("key", ["stage", "pack", "seeds", "nmae", "txt", "paths.0"])
 def test_a_key_is_unknown_to_the_loader_exactly_if_the_schema_lacks_it(write, key):
     schema = recipe.json_schema()
     places = {"": schema, "mixture.": schema["$defs"]["Mixture"]}

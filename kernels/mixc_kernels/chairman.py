@@ -7,13 +7,18 @@ w_i = counts_i / R over k >= 2 domains, R = sum(counts), every prefix of n rows 
 Domain i, which has j rows so far, may take row n once it is far enough behind,
 w_i n - j >= 1/(2k-2), and must before w_i n - j > 1 - 1/(2k-2). Each row goes to the domain that
 must first. Both limits are fractions over (2k-2) counts_i, kept as whole part and remainder, so
-that nothing is rounded and nothing overflows while 2k R < 2**63.
+that nothing is rounded and nothing overflows while 2k R < 2**63. Domains that may not yet wait in
+one heap, by the row from which they may; the others stand in another, by the row before which
+they must: O(log k) a row.
+
+Weights that change along the rows change the limits alone: w_i n becomes the sum of the weights
+up to row n, and his theorem holds as it is.
 """
 
 from __future__ import annotations
 
 from fractions import Fraction
-from math import ceil, floor
+from math import ceil, floor, sqrt
 
 import numba
 import numpy as np
@@ -32,6 +37,61 @@ def assign(counts: NDArray[np.int64]) -> NDArray[np.uint16]:
     return used.astype(np.uint16)[labels] if len(used) else labels
 
 
+def ramp_target(
+    begin: NDArray[np.int64], counts: NDArray[np.int64], part: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Rows of each domain due after `part` (0..1) of all rows, float64[len(part), K].
+
+    Weights go linearly from begin / R to (2 counts - begin) / R, R = sum(counts).
+    """
+    x = part[:, None]
+    return begin * x + (counts - begin) * (x * x)
+
+
+def assign_ramp(begin: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.uint16]:
+    """The domain of each row, uint16[R], while weights change linearly along the rows.
+
+    `begin` is int64[K], 0 <= begin <= 2 counts, sum(begin) = sum(counts): see `ramp_target`.
+    Limits are float64, by IEEE operations that round alike everywhere; they err by less than
+    1e-6 rows while R < 2**32.
+    """
+    used = np.flatnonzero(counts)
+    labels = np.zeros(int(counts.sum()), np.uint16)
+    if len(used) > 1:
+        _assign_ramp(begin[used].astype(np.float64), counts[used].astype(np.float64), labels)
+    return used.astype(np.uint16)[labels] if len(used) else labels
+
+
+@numba.njit(cache=True)
+def _push(heap: NDArray[np.int64], size: int, key: int) -> None:  # pragma: no cover - compiled
+    at = size
+    while at > 0:
+        above = (at - 1) >> 1
+        if heap[above] <= key:
+            break
+        heap[at] = heap[above]
+        at = above
+    heap[at] = key
+
+
+@numba.njit(cache=True)
+def _pop(heap: NDArray[np.int64], size: int) -> int:  # pragma: no cover - compiled
+    """The least key of a heap of `size`; afterwards it holds one less."""
+    least, key, at = heap[0], heap[size - 1], 0
+    while True:
+        below = 2 * at + 1
+        if below >= size - 1:
+            break
+        if below + 1 < size - 1 and heap[below + 1] < heap[below]:
+            below += 1
+        if heap[below] >= key:
+            break
+        heap[at] = heap[below]
+        at = below
+    heap[at] = key
+    return int(least)
+
+
 @numba.njit(cache=True)
 def _assign(
     counts: NDArray[np.int64], labels: NDArray[np.uint16]
@@ -42,12 +102,20 @@ def _assign(
     may, may_part = total // unit, total % unit
     must, must_part = (margin - 1) * total // unit, (margin - 1) * total % unit
     step, step_part = total // counts, total % counts * margin
+    # A key is a row and a domain, so that ties go to the first domain.
+    waiting, ready = np.empty(domains, np.int64), np.empty(domains, np.int64)
+    waits, stands = 0, 0
+    for i in range(domains):
+        _push(waiting, waits, (may[i] + (may_part[i] > 0)) * domains + i)
+        waits += 1
     for n in range(1, total + 1):
-        best = -1
-        for i in range(domains):
-            ready = may[i] < n or (may[i] == n and may_part[i] == 0)
-            if ready and (best < 0 or must[i] < must[best]):
-                best = i
+        while waits and waiting[0] < (n + 1) * domains:
+            i = _pop(waiting, waits) % domains
+            waits -= 1
+            _push(ready, stands, must[i] * domains + i)
+            stands += 1
+        best = _pop(ready, stands) % domains
+        stands -= 1
         labels[n - 1] = best
         may[best] += step[best]
         may_part[best] += step_part[best]
@@ -59,6 +127,49 @@ def _assign(
         if must_part[best] >= unit[best]:
             must_part[best] -= unit[best]
             must[best] += 1
+        _push(waiting, waits, (may[best] + (may_part[best] > 0)) * domains + best)
+        waits += 1
+
+
+@numba.njit(cache=True)
+def _when(
+    begin: float, count: float, due: float, total: int
+) -> float:  # pragma: no cover - compiled
+    """The row, not rounded, at which a domain of a ramp is due so many rows; total + 1: never."""
+    left = begin * begin + 4 * (count - begin) * due
+    if due > count or left < 0:
+        return total + 1.0
+    return min(2 * due / (begin + sqrt(left)) * total, total + 1.0)
+
+
+@numba.njit(cache=True)
+def _assign_ramp(
+    begin: NDArray[np.float64], counts: NDArray[np.float64], labels: NDArray[np.uint16]
+) -> None:  # pragma: no cover - compiled
+    total, domains = len(labels), len(counts)
+    least = 1 / (2 * domains - 2)
+    rows = np.zeros(domains, np.int64)
+    waiting, ready = np.empty(domains, np.int64), np.empty(domains, np.int64)
+    waits, stands = 0, 0
+    for i in range(domains):
+        may = _when(begin[i], counts[i], least, total)
+        _push(waiting, waits, int(np.ceil(may)) * domains + i)
+        waits += 1
+    for n in range(1, total + 1):
+        # Were all limits exact, one would always be ready; rounding may be a row late.
+        while waits and (waiting[0] < (n + 1) * domains or not stands):
+            i = _pop(waiting, waits) % domains
+            waits -= 1
+            must = _when(begin[i], counts[i], rows[i] + 1 - least, total)
+            _push(ready, stands, int(np.floor(must)) * domains + i)
+            stands += 1
+        best = _pop(ready, stands) % domains
+        stands -= 1
+        labels[n - 1] = best
+        rows[best] += 1
+        may = _when(begin[best], counts[best], rows[best] + least, total)
+        _push(waiting, waits, int(np.ceil(may)) * domains + best)
+        waits += 1
 
 
 def assign_reference(counts: NDArray[np.int64]) -> NDArray[np.uint16]:

@@ -82,3 +82,59 @@ def row_counts(weights: Real, rows: int, capacity: Index) -> Counts:
         whole[np.argsort(-remainder, kind="stable")[: min(missing, int((whole < room).sum()))]] += 1
     # A hair less, so that rounding never calls cut what fits exactly.
     return Counts(whole, weights * rows / weights.sum() * (1 - 1e-9) > room)
+
+
+def spread(shares: Real, rows: Index, room: Index) -> Real:
+    """Rows of each domain in each stage, not yet whole, float64[S, K], at most `room` in all.
+
+    `shares` is float64[S, K], each stage's weights, `rows` int64[S]. A domain whose cap binds is
+    cut by one factor in every stage, and what a stage loses by it goes to its other domains in
+    proportion to their shares there: with one stage, this is `water_fill`. Raises MX060 if the
+    domains that the stages name hold too little.
+    """
+    factor, most = np.ones(shares.shape[1]), room.astype(np.float64)
+    if len(shares) == 1:
+        return water_fill(shares[0], most, float(rows[0]))[None]
+    for _ in range(_ROUNDS):
+        cut = shares * factor
+        amount = cut * (rows / np.maximum(cut.sum(axis=1), 1e-300))[:, None]
+        total = amount.sum(axis=0)
+        if (total <= most * (1 + 1e-12) + 1e-9).all():
+            if abs(total.sum() - rows.sum()) > 1e-9 * rows.sum():
+                break  # a stage of nothing but domains that are cut to nothing
+            return np.asarray(amount, np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            factor = np.where(total > 0, np.minimum(1, factor * (most / total)), factor)
+    raise MixcError(
+        "MX060",
+        "the stages of the mixture want more rows of their domains than these hold",
+        help="ask for fewer tokens, raise mixture.max_epochs, or give weight to more domains",
+    )
+
+
+_ROUNDS = 20_000
+
+
+def stage_counts(shares: Real, rows: Index, room: Index) -> Index:
+    """Whole rows of each domain in each stage, int64[S, K]; arguments as of `spread`.
+
+    At each stage's end every domain has the rows due until then (`spread`), rounded down or up:
+    what a stage rounds off is carried to the next. Who is rounded up is decided by who must be
+    soonest, then by largest remainder. With one stage this is `row_counts`.
+    """
+    if int(np.where(shares.any(axis=0), room, 0).sum()) < rows.sum() or len(rows) == 1:
+        return row_counts(shares.mean(axis=0), int(rows.sum()), room).rows[None]
+    due = np.cumsum(spread(shares, rows, room), axis=0)
+    whole = np.rint(due)
+    due = np.where(np.abs(due - whole) <= 1e-12 * due + 1e-9, whole, due)
+    least, most = np.floor(due).astype(np.int64), np.minimum(np.ceil(due), room).astype(np.int64)
+    ends, have = np.cumsum(rows), np.zeros((len(rows) + 1, len(room)), np.int64)
+    for stage, end in enumerate(ends):
+        got = np.maximum(have[stage], least[stage])
+        # The first stage at whose end the next row must be there; after the last: none.
+        later = np.vstack([least[stage:] > got, np.ones(len(room), bool)])
+        order = np.lexsort((got - due[stage], later.argmax(axis=0)))
+        order = order[got[order] < most[stage][order]]
+        got[order[: int(end) - int(got.sum())]] += 1
+        have[stage + 1] = got
+    return np.diff(have, axis=0)

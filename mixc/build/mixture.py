@@ -40,6 +40,11 @@ class Mixture:
         return not any(check_file(self.root, record, rehash=False) for record in self.files())
 
     @property
+    def row_len(self) -> int:
+        """Tokens in a row; earlier manifests say seq_len alone."""
+        return int(self.manifest.get("row_len", self.manifest["seq_len"]))
+
+    @property
     def spec(self) -> StreamSpec:
         """What the formats hold."""
         said = self.manifest
@@ -47,13 +52,14 @@ class Mixture:
             np.dtype(said["dtype"]),
             said["tokenizer"]["vocab_size"],
             said["eot_id"],
-            said["seq_len"],
+            self.row_len,
             said["rows"],
             tuple(said["domains"]),
+            extra=self.row_len - said["seq_len"],
         )
 
     def read(self, first: int, count: int, *, of: str | None = None) -> NDArray[Any]:
-        """Rows `first` to `first + count`, [count, seq_len], of one of its formats."""
+        """Rows `first` to `first + count`, [count, row_len], of one of its formats."""
         formats = self.manifest["formats"]
         name = of or next(iter(formats))
         files = [self.root / file["path"] for file in formats[name]["files"]]
@@ -113,7 +119,7 @@ def make_ledger(
 def check_ledger(ledger: Mapping[str, Any], row_tokens: Mapping[str, int]) -> list[str]:
     """What does not add up, in words; nothing if all does.
 
-    `row_tokens` is what each domain's rows hold: rows * seq_len.
+    `row_tokens` is what each domain's rows hold: rows * row_len.
     """
     wrong = []
     for name, entry in ledger.items():

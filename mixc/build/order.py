@@ -1,23 +1,54 @@
-"""The order of domains along the mixture: Tijdeman's, then shuffled inside blocks."""
+"""The order of domains along the mixture: Tijdeman's, then shuffled inside blocks.
+
+Each stage is ordered by itself: its borders are whole rows for every domain, and blocks' ends.
+"""
 
 from __future__ import annotations
 
 import numpy as np
-from mixc_kernels.chairman import assign
+from mixc_kernels.chairman import assign, assign_ramp, ramp_target
 from numpy.typing import NDArray
 
+from mixc.build.schedule import Schedule
 from mixc.rng import Stream
 
 Index = NDArray[np.int64]
 Labels = NDArray[np.uint16]
+_ROUNDING = 1e-6  # of the limits of ramps, in rows
 
 
-def domain_order(rows: Index, *, shuffle_block: int, seed: int) -> Labels:
+def schedule_order(schedule: Schedule, *, shuffle_block: int, seed: int) -> Labels:
+    """The domain of each row of the mixture, uint16[R]."""
+    parts = []
+    for one in schedule.stages:
+        begin = one.begin if one.ramp else None
+        options = {"shuffle_block": shuffle_block, "seed": seed, "first": one.first}
+        parts.append(domain_order(one.counts, begin=begin, **options))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def schedule_error(
+    labels: Labels, schedule: Schedule, *, shuffle_block: int
+) -> tuple[float, float]:
+    """The largest prefix error of all stages, in rows, and the bound that it keeps."""
+    worst = most = 0.0
+    for one in schedule.stages:
+        part, begin = labels[one.first : one.first + one.rows], one.begin if one.ramp else None
+        error = prefix_error(part, one.counts, shuffle_block=shuffle_block, begin=begin)
+        worst, most = max(worst, error), max(most, bound(one.counts, ramp=one.ramp))
+    return worst, most
+
+
+def domain_order(
+    rows: Index, *, shuffle_block: int, seed: int, begin: Index | None = None, first: int = 0
+) -> Labels:
     """The domain of each row, uint16[R], from rows per domain, int64[K].
 
-    At every block's end the counts are those of the unshuffled order, so its bound holds there.
+    `begin` is where a ramp of weights begins (`Stage.begin`), `first` the number of its first
+    row. At every block's end the counts are those of the unshuffled order, so its bound holds
+    there.
     """
-    labels = assign(rows)
+    labels = assign(rows) if begin is None else assign_ramp(begin, rows)
     if shuffle_block == 1:
         return labels
     stream = Stream(seed, "order")
@@ -25,17 +56,19 @@ def domain_order(rows: Index, *, shuffle_block: int, seed: int) -> Labels:
     step = max(1, (1 << 22) // shuffle_block) * shuffle_block
     for start in range(0, whole, step):
         part = labels[start : min(start + step, whole)].reshape(-1, shuffle_block)
-        keys = stream.words(part.size, start).reshape(part.shape)
+        keys = stream.words(part.size, first + start).reshape(part.shape)
         part[:] = np.take_along_axis(part, np.argsort(keys, axis=1, kind="stable"), axis=1)
     rest = labels[whole:]
-    rest[:] = rest[np.argsort(stream.words(len(rest), whole), kind="stable")]
+    rest[:] = rest[np.argsort(stream.words(len(rest), first + whole), kind="stable")]
     return labels
 
 
-def prefix_error(labels: Labels, rows: Index, *, shuffle_block: int) -> float:
+def prefix_error(
+    labels: Labels, rows: Index, *, shuffle_block: int, begin: Index | None = None
+) -> float:
     """The largest |rows of a domain - its share| over all block ends, in rows.
 
-    `rows` is int64[K]; the share of a prefix of n rows is n * rows / R.
+    `rows` is int64[K]; the share of a prefix of n rows is n * rows / R, or `ramp_target`.
     """
     total, domains, worst = len(labels), len(rows), 0.0
     counts = np.zeros(domains, np.int64)
@@ -46,13 +79,16 @@ def prefix_error(labels: Labels, rows: Index, *, shuffle_block: int) -> float:
         found = np.bincount(block * domains + part, minlength=(int(block[-1]) + 1) * domains)
         seen = counts + np.cumsum(found.reshape(-1, domains), axis=0)
         ends = np.minimum(start + shuffle_block * (1 + np.arange(len(seen))), start + len(part))
-        # In whole numbers: R times the error, so that only the last step rounds.
-        error = np.abs(seen * total - ends[:, None] * rows).max()
-        worst, counts = max(worst, float(error) / total), seen[-1]
+        if begin is None:
+            # In whole numbers: R times the error, so that only the last step rounds.
+            error = float(np.abs(seen * total - ends[:, None] * rows).max()) / total
+        else:
+            error = float(np.abs(seen - ramp_target(begin, rows, ends / total)).max())
+        worst, counts = max(worst, error), seen[-1]
     return worst
 
 
-def bound(rows: Index) -> float:
-    """Tijdeman's bound for the domains that have rows."""
+def bound(rows: Index, *, ramp: bool = False) -> float:
+    """Tijdeman's bound for the domains that have rows; of a ramp, with what its limits round."""
     used = int(np.count_nonzero(rows))
-    return 0.0 if used < 2 else 1 - 1 / (2 * used - 2)
+    return 0.0 if used < 2 else 1 - 1 / (2 * used - 2) + ramp * _ROUNDING

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mixc.build.counts import Counts, capacity, row_counts
+from mixc.build.counts import Counts, capacity
+from mixc.build.schedule import Asked, Schedule, describe, make_schedule
 from mixc.errors import MixcError, located
 from mixc.recipe import Recipe
 from mixc.registry import WRITERS
@@ -25,14 +26,24 @@ class BuildPlan:
     """The mixture to be built. `domains` is the order of all arrays, [K]."""
 
     domains: tuple[str, ...]
-    weights: NDArray[np.float64]
-    counts: Counts
+    schedule: Schedule
     seq_len: int
+    row_len: int
     shuffle_block: int
     seed: int
     formats: tuple[str, ...]
     spec: StreamSpec
     key: str
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """What was asked for over the whole mixture, float64[K]."""
+        return self.schedule.weights
+
+    @property
+    def counts(self) -> Counts:
+        """Rows of each domain."""
+        return self.schedule.counts
 
     @property
     def rows(self) -> int:
@@ -42,12 +53,12 @@ class BuildPlan:
     @property
     def tokens(self) -> int:
         """Tokens of the mixture."""
-        return self.rows * self.seq_len
+        return self.rows * self.row_len
 
     @property
     def block_rows(self) -> int:
         """Rows of an output block: about 16 Mi tokens, whatever their type."""
-        return max(1, _BLOCK_TOKENS // self.seq_len)
+        return max(1, _BLOCK_TOKENS // self.row_len)
 
     @property
     def bytes(self) -> int:
@@ -55,39 +66,72 @@ class BuildPlan:
         return self.tokens * self.spec.dtype.itemsize
 
 
-def make_plan(recipe: Recipe, store: Store, weights: Mapping[str, float]) -> BuildPlan:
+@dataclass(frozen=True)
+class StageWeights:
+    """Weights by domain until a part (0..1) of the rows; `begin`: those that a ramp begins with."""
+
+    until: float
+    weights: Mapping[str, float]
+    begin: Mapping[str, float] | None = None
+
+
+def make_plan(recipe: Recipe, store: Store, stages: Sequence[StageWeights]) -> BuildPlan:
     """Decide the rows of each domain and check that every format can hold them.
 
     Raises MX061 (weights that do not name the store's domains), MX060 (too little data), MX062
     (a format that cannot hold this).
     """
     options, domains = recipe.mixture, tuple(store.domains)
-    with located(recipe.place("mixture", "weights")):
-        _check_names(weights, domains)
-    asked = np.array([weights[name] for name in domains], np.float64)
+    with located(recipe.place("mixture", "stages" if options.stages else "weights")):
+        asked = [_asked(stage, domains) for stage in stages]
     rows = options.row_count
     if rows < 1:
         raise MixcError(
             "MX060",
-            f"{options.tokens} tokens do not make one row of {options.seq_len}",
+            f"{options.tokens} tokens do not make one row of {options.row_tokens}",
             place=recipe.place("mixture", "tokens"),
             help="ask for more tokens, or for shorter rows",
         )
     tokens = np.array([domain.training_tokens for domain in store.domains.values()], np.int64)
-    room = capacity(tokens, rows=rows, seq_len=options.seq_len, max_epochs=options.max_epochs)
+    length = options.row_tokens
+    room = capacity(tokens, rows=rows, seq_len=length, max_epochs=options.max_epochs)
     with located(recipe.place("mixture")):
-        counts = row_counts(asked, rows, room)
-    spec = StreamSpec(store.dtype, store.vocab_size, store.eot_id, options.seq_len, rows, domains)
+        schedule = make_schedule(asked, rows, room)
+    spec = StreamSpec(
+        store.dtype,
+        store.vocab_size,
+        store.eot_id,
+        length,
+        rows,
+        domains,
+        extra=length - options.seq_len,
+    )
     with located(recipe.place("mixture", "formats")):
         for name in options.formats:
             WRITERS[name].load().check(spec)
-    key = key_of(
+    return BuildPlan(
+        domains=domains,
+        schedule=schedule,
+        seq_len=options.seq_len,
+        row_len=length,
+        shuffle_block=options.order.shuffle_block,
+        seed=recipe.seed,
+        formats=tuple(options.formats),
+        spec=spec,
+        key=_key(recipe, store, schedule),
+    )
+
+
+def _key(recipe: Recipe, store: Store, schedule: Schedule) -> str:
+    """The key of what is built: equal keys give equal mixtures."""
+    options, domains = recipe.mixture, tuple(store.domains)
+    return key_of(
         {
             "algorithm": ALGORITHM,
             "store": store.store_hash,
             "name": recipe.name,
-            "rows": dict(zip(domains, counts.rows.tolist(), strict=True)),
-            "weights": dict(zip(domains, asked.tolist(), strict=True)),
+            "rows": dict(zip(domains, schedule.counts.rows.tolist(), strict=True)),
+            "weights": dict(zip(domains, schedule.weights.tolist(), strict=True)),
             "seq_len": options.seq_len,
             "shuffle_block": options.order.shuffle_block,
             "max_epochs": options.max_epochs,
@@ -96,18 +140,16 @@ def make_plan(recipe: Recipe, store: Store, weights: Mapping[str, float]) -> Bui
             "recipe": recipe.canonical()["mixture"],
             "overrides": recipe.overrides_of("name", "mixture", "seed"),
         }
+        | ({"stages": describe(schedule, domains)} if options.stages else {})
     )
-    return BuildPlan(
-        domains=domains,
-        weights=asked,
-        counts=counts,
-        seq_len=options.seq_len,
-        shuffle_block=options.order.shuffle_block,
-        seed=recipe.seed,
-        formats=tuple(options.formats),
-        spec=spec,
-        key=key,
-    )
+
+
+def _asked(stage: StageWeights, domains: tuple[str, ...]) -> Asked:
+    ends = [stage.weights, stage.weights if stage.begin is None else stage.begin]
+    for weights in ends:
+        _check_names(weights, domains)
+    end, begin = (np.array([one[name] for name in domains], np.float64) for one in ends)
+    return Asked(stage.until, begin, end, stage.begin is not None)
 
 
 def _check_names(weights: Mapping[str, float], domains: tuple[str, ...]) -> None:

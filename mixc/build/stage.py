@@ -17,6 +17,7 @@ from mixc.build.gather import BlockTask, build_block, make_builder, stream_hash
 from mixc.build.held import stage_held_out, stage_together, staged_sequences
 from mixc.build.mixture import Mixture, open_mixture
 from mixc.build.plan import BuildPlan
+from mixc.build.schedule import describe
 from mixc.engine import local
 from mixc.errors import MixcError
 from mixc.registry import WRITERS
@@ -64,11 +65,11 @@ def build(
 
 def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -> dict[str, Any]:
     """Stage every file of the mixture under `tree` and describe it."""
-    labels = order.domain_order(plan.counts.rows, shuffle_block=plan.shuffle_block, seed=plan.seed)
+    labels = order.schedule_order(plan.schedule, shuffle_block=plan.shuffle_block, seed=plan.seed)
     digests, taken, rows = _gather(plan, store, labels, work, tree, workers)
     stream = work / _STREAM
     commit.sync(stream)
-    lengths = np.broadcast_to(np.int64(plan.seq_len), plan.rows)
+    lengths = np.broadcast_to(np.int64(plan.row_len), plan.rows)
     export = _Exporter(plan, tree)
     numbers = labels.astype(label_dtype(len(plan.domains)), copy=False)
     rows_of = staged_sequences(
@@ -81,13 +82,14 @@ def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -
         {name: (domain.tokens, domain.held_tokens) for name, domain in store.domains.items()},
         taken,
     )
-    error = order.prefix_error(labels, plan.counts.rows, shuffle_block=plan.shuffle_block)
+    error, bound = order.schedule_error(labels, plan.schedule, shuffle_block=plan.shuffle_block)
     return {
         "schema": mixtures.SCHEMA,
         "mixc_version": __version__,
         "key": plan.key,
         "store_hash": store.store_hash,
         "seq_len": plan.seq_len,
+        "row_len": plan.row_len,
         "rows": plan.rows,
         "tokens": plan.tokens,
         "dtype": str(plan.spec.dtype),
@@ -97,10 +99,11 @@ def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -
             "vocab_size": store.vocab_size,
         },
         "domains": describe_domains(plan, store),
+        "stages": describe(plan.schedule, plan.domains),
         "order": {
             "shuffle_block": plan.shuffle_block,
             "max_prefix_error": error,
-            "bound": order.bound(plan.counts.rows),
+            "bound": bound,
         },
         "ledger": ledger,
         "block_rows": plan.block_rows,
@@ -115,7 +118,7 @@ def describe_domains(plan: BuildPlan, store: Store) -> dict[str, Any]:
     """What each domain gives, and whether the cap on epochs has cut it."""
     domains = {}
     for i, name in enumerate(plan.domains):
-        tokens = int(plan.counts.rows[i]) * plan.seq_len
+        tokens = int(plan.counts.rows[i]) * plan.row_len
         training = store.domains[name].training_tokens
         domains[name] = {
             "weight": float(plan.weights[i]),
@@ -158,7 +161,7 @@ def _gather(
             build_block,
             _tasks(plan, labels, known),
             setup=make_builder,
-            arguments=(store.root, store.store_hash, plan.domains, plan.seq_len, plan.seed, stream),
+            arguments=(store.root, store.store_hash, plan.domains, plan.row_len, plan.seed, stream),
             workers=workers,
             report=bar.advance,
         ):

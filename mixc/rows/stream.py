@@ -63,9 +63,9 @@ class DomainStream:
                 place=Place(str(store.root / domain)),
                 help="run `mixc verify` on the store",
             )
-        self._training = np.flatnonzero(~np.isin(ids, store.all_held_ids))
-        self._lengths = lengths[self._training]
-        self.epoch_tokens = int(self._lengths.sum())
+        self.training = np.flatnonzero(~np.isin(ids, store.all_held_ids))
+        self.lengths = lengths[self.training]
+        self.epoch_tokens = int(self.lengths.sum())
         self._epoch = lru_cache(_EPOCHS_HELD)(self._lay_out_epoch)
         self._deck_order = lru_cache(_EPOCHS_HELD)(self._shuffle_rows)
 
@@ -96,7 +96,7 @@ class DomainStream:
         first_epoch = first // self.epoch_tokens
         pieces = (last - 1) // self.epoch_tokens - first_epoch + 1
         row = np.repeat(np.arange(len(rows)), pieces)
-        epoch = first_epoch[row] + _count_up(pieces)
+        epoch = first_epoch[row] + count_up(pieces)
         base = epoch * self.epoch_tokens
         begin = np.maximum(first[row], base) - base
         end = np.minimum(last[row], base + self.epoch_tokens) - base
@@ -115,18 +115,21 @@ class DomainStream:
         last = np.searchsorted(epoch.ends, end - 1, side="right")
         count = last - first + 1
         piece = np.repeat(np.arange(len(row)), count)
-        place = first[piece] + _count_up(count)
-        lengths = self._lengths[epoch.order[place]]
+        place = first[piece] + count_up(count)
+        lengths = self.lengths[epoch.order[place]]
         document_begin = epoch.ends[place] - lengths
         start = np.maximum(begin[piece] - document_begin, 0)
         stop = np.minimum(end[piece] - document_begin, lengths)
-        document = self._training[epoch.order[place]]
+        document = self.training[epoch.order[place]]
         return Spans(row[piece], np.full(len(piece), number), document, start, stop - start)
 
+    def epoch_order(self, epoch: int) -> Index:
+        """The training documents in the order of an epoch, int64[n]."""
+        return Stream(self.seed, "documents", self.domain, epoch).permutation(len(self.training))
+
     def _lay_out_epoch(self, epoch: int) -> _Epoch:
-        stream = Stream(self.seed, "documents", self.domain, epoch)
-        order = stream.permutation(len(self._training))
-        return _Epoch(order, np.cumsum(self._lengths[order]))
+        order = self.epoch_order(epoch)
+        return _Epoch(order, np.cumsum(self.lengths[order]))
 
     def doc_ids(self, document: Index) -> NDArray[np.uint64]:
         """The ids of documents, uint64[m]."""
@@ -173,7 +176,7 @@ def targets(lengths: Index) -> Index:
     return np.cumsum(lengths) - lengths
 
 
-def _count_up(counts: Index) -> Index:
+def count_up(counts: Index) -> Index:
     """0..counts[0]-1, 0..counts[1]-1, ... end to end."""
     return np.arange(int(counts.sum())) - np.repeat(targets(counts), counts)
 

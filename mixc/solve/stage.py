@@ -42,7 +42,7 @@ def make_problem(recipe: Recipe, store: Store) -> Problem:
         tokens=np.array([domain.training_tokens for domain in store.domains.values()], np.int64),
         seed=recipe.seed,
         lab=Lab(store, proxy, seed=recipe.seed),
-        target_tokens=options.row_count * options.seq_len,
+        target_tokens=options.row_count * options.row_tokens,
         max_epochs=options.max_epochs,
     )
 
@@ -65,7 +65,9 @@ def weights_key(recipe: Recipe, store: Store) -> str:
             "store": store.store_hash,
             "solve": recipe.canonical()["solve"],
             "seed": recipe.seed,
-            "mixture": [options.row_count, options.seq_len, options.max_epochs] if reads else None,
+            "mixture": [options.row_count, options.row_tokens, options.max_epochs]
+            if reads
+            else None,
         }
     )
 

@@ -35,7 +35,7 @@ def how_to_load(spec: StreamSpec) -> str:
     """The lines to paste; `PATH` stands for the folder of this format."""
     return (
         '# nanoGPT: ln -s "$(realpath PATH)" data/mixc && '
-        f"python train.py --dataset=mixc --block_size={spec.seq_len}\n"
+        f"python train.py --dataset=mixc --block_size={spec.seq_len - spec.extra}\n"
         "import numpy as np\n"
         "rows = np.memmap('PATH/train.bin', dtype=np.uint16, mode='r')"
         f".reshape(-1, {spec.seq_len})\n"

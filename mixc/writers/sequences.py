@@ -22,7 +22,7 @@ _PIECE_TOKENS = 1 << 20
 class StreamSpec:
     """What a format must be able to hold: `rows` rows of `seq_len` ids below `vocab_size`.
 
-    `domains` are the names that labels count.
+    `domains` are the names that labels count. The last `extra` tokens of a row are targets alone.
     """
 
     dtype: np.dtype[Any]
@@ -31,6 +31,7 @@ class StreamSpec:
     seq_len: int
     rows: int
     domains: tuple[str, ...]
+    extra: int = 0
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def check_ledger(store, mixture):
             assert read == epoch["in_rows"] + held_out + epoch["left"]
         domain = manifest["domains"][name]
         assert domain["rows"] == rows[name]
-        assert domain["tokens"] == sum(in_rows.values()) == rows[name] * manifest["seq_len"]
+        assert domain["tokens"] == sum(in_rows.values()) == rows[name] * manifest["row_len"]
 
 
 def check_plan(store, mixture, options):
@@ -151,7 +151,7 @@ def test_every_token_is_accounted_for(build):
         check_plan(store, mixture, overrides["mixture"])
         check_order(mixture)
         assert mixture.manifest["stream_hash"] == stream_hash(mixture)
-        report = verify(mixture.root)
+        report = verify(mixture.root, full=True)
         assert report.traced_rows == report.rows == overrides["mixture"]["rows"]
 
 
@@ -289,3 +289,15 @@ def test_tokens_are_rounded_down_to_whole_rows(tmp_path):
     path = write_corpus(tmp_path, CORPUS, mixture={**BUILD, "rows": None, "tokens": 16 * 9 + 15})
     mixture = pipeline.run(load(path), workers=1).mixture
     assert (mixture.manifest["rows"], mixture.manifest["tokens"]) == (9, 16 * 9)
+
+
+def test_rows_of_one_token_more_share_none(tmp_path):
+    store, mixture = make_mixture(tmp_path, CORPUS, mixture=BUILD | {"row_len": "seq_len+1"})
+    manifest = mixture.manifest
+    assert (manifest["seq_len"], manifest["row_len"], manifest["tokens"]) == (16, 17, 40 * 17)
+    assert flat(mixture).shape == mixture.read(0, 40, of="megatron").shape == (40, 17)
+    assert "--block_size=16 " not in manifest["formats"]["nanogpt"]["how_to_load"]
+    assert "--block_size=16\n" in manifest["formats"]["nanogpt"]["how_to_load"]
+    check_ledger(store, mixture)
+    check_order(mixture)
+    assert verify(mixture.root, full=True).traced_rows == 40

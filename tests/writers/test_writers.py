@@ -26,7 +26,7 @@ from datasets import ClassLabel, load_from_disk
 
 from mixc import pipeline
 from mixc.build.held import staged_sequences
-from mixc.build.plan import make_plan
+from mixc.build.plan import StageWeights, make_plan
 from mixc.errors import MixcError
 from mixc.inspect import inspect
 from mixc.recipe import load
@@ -540,7 +540,8 @@ def test_nanogpt_refuses_ids_over_uint16_before_anything_is_built(tmp_path):
 def test_nanogpt_holds_every_id_of_uint16(tmp_path):
     store = make_store(tmp_path, CORPUS, words=(1 << 16) - 1)
     assert (store.vocab_size, store.dtype) == (1 << 16, np.uint16)
-    make_plan(load(tmp_path / "recipe.yaml"), store, {"code": 0.5, "empty-handed": 0, "web": 0.5})
+    weights = {"code": 0.5, "empty-handed": 0, "web": 0.5}
+    make_plan(load(tmp_path / "recipe.yaml"), store, [StageWeights(1.0, weights)])
 
 
 # ---- formats that hold rows of columns ----

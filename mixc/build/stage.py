@@ -73,7 +73,7 @@ def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -
     export = _Exporter(plan, tree)
     numbers = labels.astype(label_dtype(len(plan.domains)), copy=False)
     rows_of = staged_sequences(
-        stream, plan.spec.dtype, lengths, numbers, plan.domains, row_len=plan.seq_len
+        stream, plan.spec.dtype, lengths, numbers, plan.domains, row_len=plan.row_len
     )
     formats = export("", rows_of, "train")
     for name, entry in formats.items():

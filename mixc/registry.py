@@ -87,6 +87,7 @@ WRITERS: dict[str, Entry] = {
     "olmo": Entry("mixc.writers.olmo", "raw .npy and .csv.gz of OLMo-core"),
     "datatrove": Entry("mixc.writers.datatrove", ".ds and .ds.index of datatrove and nanotron"),
     "litdata": Entry("mixc.writers.litdata", "chunks and index.json of LitData's TokensLoader"),
+    "webdataset": Entry("mixc.writers.webdataset", "tar shards of tokens and domains"),
 }
 
 

@@ -1,8 +1,10 @@
 """One suite for every output format; then each format's own reader and limits."""
 
 import gzip
+import io
 import json
 import re
+import tarfile
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -122,6 +124,30 @@ def read_litdata(folder, split, manifest):
         assert (chunk["chunk_size"], chunk["dim"]) == (1, len(tokens))
         assert chunk["chunk_bytes"] == len(raw)
         found += tokens.tolist()
+    return found
+
+
+@reads("webdataset")
+def read_webdataset(folder, split, manifest):
+    return [tokens for _, tokens in tar_samples(folder, split, manifest)]
+
+
+def tar_samples(folder, split, manifest):
+    """(domain, tokens) of each sample, by the standard library's tarfile."""
+    found = []
+    for path in sorted(folder.glob(f"{split}-*.tar")):
+        with tarfile.open(path, "r:") as archive:
+            for token, label in zip(*[iter(archive)] * 2, strict=True):
+                assert (token.name, label.name) == (
+                    f"{len(found):012d}.tok",
+                    token.name[:12] + ".cls",
+                )
+                for member in (token, label):
+                    assert (member.mtime, member.uid, member.gid, member.mode) == (0, 0, 0, 0o644)
+                    assert member.isreg()
+                raw = archive.extractfile(token).read()
+                number = int(archive.extractfile(label).read().decode())
+                found.append((number, np.frombuffer(raw, manifest["dtype"]).tolist()))
     return found
 
 
@@ -320,6 +346,8 @@ def spec(**changes):
         ("datatrove", {"seq_len": 2}, {"seq_len": 1}),
         ("litdata", {"seq_len": (1 << 30) - 4}, {"seq_len": (1 << 30) - 3}),
         ("litdata", {"vocab_size": 1 << 31}, {"vocab_size": (1 << 31) + 1}),
+        ("webdataset", {"seq_len": (1 << 31) - 1}, {"seq_len": 1 << 31}),
+        ("webdataset", {"rows": 10**12}, {"rows": 10**12 + 1}),
     ],
 )
 def test_a_format_refuses_what_it_cannot_hold(name, fits, does_not):
@@ -433,6 +461,41 @@ def test_sidecars_are_written_in_pieces(tmp_path, monkeypatch, lines):
     for name in ("olmo", "datatrove"):
         folder, _ = export(tmp_path / name, name, documents)
         assert READERS[name](folder, "train", MANIFEST) == documents
+
+
+def test_tars_are_cut_between_sequences(tmp_path, monkeypatch):
+    module = WRITERS["webdataset"].load()
+    monkeypatch.setattr(module, "_SHARD_TOKENS", 20)
+    monkeypatch.setattr(module, "_PIECE_TOKENS", 10)
+    rows, documents = counted([8] * 7), counted([3, 4, 50, 1, 9, 1, 10, 256, 128, 127, 129])
+    folder, files = export(tmp_path / "rows", "webdataset", rows)
+    assert tar_samples(folder, "train", MANIFEST) == [(i % 2, row) for i, row in enumerate(rows)]
+    assert [path.name for path in files[:3]] == [f"train-{i:06d}.tar" for i in range(3)]
+    for first in range(8):
+        for count in range(8 - first):
+            found = module.read(files, spec(rows=7), first, count)
+            assert found.tolist() == rows[first : first + count]
+    folder, _ = export(tmp_path / "documents", "webdataset", documents, "val")
+    expected = [(i % 2, one) for i, one in enumerate(documents)]
+    assert tar_samples(folder, "val", MANIFEST) == expected
+
+
+def test_tars_are_those_of_the_standard_library(tmp_path):
+    documents = counted([8, 300, 1])
+    _, files = export(tmp_path / "x", "webdataset", documents)
+    with tarfile.open(tmp_path / "theirs.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+        for number, tokens in enumerate(documents):
+            for suffix, data in (
+                ("tok", np.array(tokens, "<u4").tobytes()),
+                ("cls", str(number % 2).encode()),
+            ):
+                member = tarfile.TarInfo(f"{number:012d}.{suffix}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    theirs = (tmp_path / "theirs.tar").read_bytes()
+    ours = files[0].read_bytes()
+    assert theirs[: len(ours)] == ours
+    assert not any(theirs[len(ours) :])
 
 
 def test_litdata_tells_its_cache_of_other_tokens_alone(tmp_path):

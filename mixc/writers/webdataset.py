@@ -98,7 +98,7 @@ def _members(first: int, raw: Bytes, sizes: Index, labels: NDArray[Any]) -> Byte
     strides = 3 * _BLOCK + _padded(sizes)
     starts = np.cumsum(strides) - strides
     numbers = np.arange(first, first + len(sizes))
-    text = np.char.mod("%d", labels).astype("S8")
+    text = np.char.mod("%d", np.arange(int(labels.max()) + 1)).astype("S8")[labels]
     out = np.zeros(int(strides.sum()), np.uint8)
     blocks = out.reshape(-1, _BLOCK)
     last = (starts + strides) // _BLOCK - 1
@@ -132,7 +132,8 @@ def _headers(numbers: Index, suffix: bytes, sizes: Index) -> Bytes:
     ):
         out[:, place : place + len(text)] = np.frombuffer(text, np.uint8)
     out[:, 124:135] = _digits(sizes, 8, 11)
-    out[:, 148:154] = _digits(out.sum(axis=1, dtype=np.int64), 8, 6)
+    varied = out[:, :_DIGITS].sum(axis=1) + out[:, 124:135].sum(axis=1)
+    out[:, 148:154] = _digits(int(out[0, _DIGITS:124].sum() + out[0, 135:].sum()) + varied, 8, 6)
     out[:, 154] = 0
     return out
 

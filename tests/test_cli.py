@@ -21,6 +21,7 @@ COMMANDS = [
     "plan",
     "verify",
     "inspect",
+    "megatron-cache",
     "schema",
 ]
 

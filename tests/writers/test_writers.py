@@ -281,6 +281,7 @@ def test_files_of_equal_bytes_are_one_file(built):
     assert all(len(one) == 1 for one in inodes.values())
 
 
+@pytest.mark.readers
 @every_format
 def test_the_lines_to_paste_work(built, name):
     _, mixture = built
@@ -304,6 +305,7 @@ def megatron():
     return pytest.importorskip("megatron.core.datasets.indexed_dataset", reason=reason)
 
 
+@pytest.mark.readers
 @every_width
 def test_megatrons_own_reader_and_builder_agree(built, tmp_path):
     module = megatron()

@@ -88,6 +88,7 @@ WRITERS: dict[str, Entry] = {
     "datatrove": Entry("mixc.writers.datatrove", ".ds and .ds.index of datatrove and nanotron"),
     "litdata": Entry("mixc.writers.litdata", "chunks and index.json of LitData's TokensLoader"),
     "webdataset": Entry("mixc.writers.webdataset", "tar shards of tokens and domains"),
+    "arrayrecord": Entry("mixc.writers.arrayrecord", "ArrayRecord files of grain and MaxText"),
 }
 
 

@@ -41,20 +41,11 @@ def check(spec: StreamSpec) -> None:
 def write(sequences: Sequences, folder: Folder, split: str) -> list[str]:
     """Write one split and return the names of its files."""
     names: list[str] = []
-    ends = np.cumsum(sequences.lengths)
-    first = begin = 0
-    for tokens in sequences.shards(_SHARD_TOKENS):
-        stop = int(np.searchsorted(ends, begin + len(tokens))) + 1
+    for first, ends, tokens in sequences.runs(_SHARD_TOKENS):
+        labels = sequences.labels[first : first + len(ends)]
         names.append(f"{split}-{len(names):06d}.tar")
-        fill = partial(
-            _shard,
-            first=first,
-            tokens=tokens,
-            labels=sequences.labels[first:stop],
-            ends=ends[first:stop] - begin,
-        )
+        fill = partial(_shard, first=first, tokens=tokens, labels=labels, ends=ends)
         folder.write(names[-1], fill)
-        first, begin = stop, begin + len(tokens)
     folder.link(sequences.labels_path, f"{split}.domains")
     return [*names, f"{split}.domains"]
 

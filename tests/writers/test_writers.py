@@ -1,16 +1,29 @@
 """One suite for every output format; then each format's own reader and limits."""
 
 import gzip
+import importlib.util
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
-from build_helpers import all_documents, flat, make_mixture, make_store, random_corpus, write_corpus
+from build_helpers import (
+    all_documents,
+    flat,
+    make_mixture,
+    make_store,
+    random_corpus,
+    tree_hash,
+    write_corpus,
+)
 
 from mixc import pipeline
 from mixc.build.held import staged_sequences
@@ -132,6 +145,16 @@ def read_webdataset(folder, split, manifest):
     return [tokens for _, tokens in tar_samples(folder, split, manifest)]
 
 
+@reads("arrayrecord")
+def read_arrayrecord(folder, split, manifest):
+    library = pytest.importorskip("array_record.python.array_record_module")
+    found = []
+    for path in sorted(folder.glob(f"{split}-*.array_record")):
+        records = library.ArrayRecordReader(str(path)).read_all()
+        found += [np.frombuffer(record, manifest["dtype"]).tolist() for record in records]
+    return found
+
+
 def tar_samples(folder, split, manifest):
     """(domain, tokens) of each sample, by the standard library's tarfile."""
     found = []
@@ -161,8 +184,10 @@ def read_labels(folder, split, manifest):
 
 CORPUS = random_corpus(4, {"code": (30, 20), "empty-handed": (1, 30), "web": (60, 12)})
 CORPUS["web"] += CORPUS["web"][:30]  # texts twice over: held out, each is exported once
-NARROW = list(WRITERS)
-WIDE = [name for name in WRITERS if name != "nanogpt"]
+# One format is written by a package that need not be there.
+MISSING = set() if importlib.util.find_spec("array_record") else {"arrayrecord"}
+NARROW = [name for name in WRITERS if name not in MISSING]
+WIDE = [name for name in NARROW if name != "nanogpt"]
 
 
 CASES = [("uint16", name) for name in NARROW] + [("uint32", name) for name in WIDE]
@@ -480,6 +505,63 @@ def test_tars_are_cut_between_sequences(tmp_path, monkeypatch):
     folder, _ = export(tmp_path / "documents", "webdataset", documents, "val")
     expected = [(i % 2, one) for i, one in enumerate(documents)]
     assert tar_samples(folder, "val", MANIFEST) == expected
+
+
+needs_array_record = pytest.mark.skipif(bool(MISSING), reason="array_record is not installed")
+
+
+@needs_array_record
+def test_records_are_cut_between_rows(tmp_path, monkeypatch):
+    module = WRITERS["arrayrecord"].load()
+    monkeypatch.setattr(module, "_SHARD_TOKENS", 20)
+    rows = counted([8] * 7)
+    folder, files = export(tmp_path / "x", "arrayrecord", rows)
+    assert [path.name for path in files[:3]] == [f"train-{i:06d}.array_record" for i in range(3)]
+    assert READERS["arrayrecord"](folder, "train", MANIFEST) == rows
+    for first in range(8):
+        for count in range(8 - first):
+            found = module.read(files, spec(rows=7), first, count)
+            assert found.tolist() == rows[first : first + count]
+    again, _ = export(tmp_path / "again", "arrayrecord", rows)
+    assert tree_hash(again) == tree_hash(folder)
+    files[0].write_bytes(files[0].read_bytes()[:-1000])
+    with pytest.raises(MixcError) as raised:
+        module.read(files, spec(rows=7), 0, 7)
+    assert raised.value.code == "MX040"
+
+
+@needs_array_record
+def test_a_full_disk_is_noticed_though_a_package_writes(tmp_path):
+    code = (
+        "import resource, signal\n"
+        "from pathlib import Path; from test_writers import counted, export\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "import array_record.python.array_record_module\n"
+        "rows = counted([1 << 17] * 4)  # as large as a file may be, without headers\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 21, 1 << 21))\n"
+        f"export(Path({str(tmp_path / 'x')!r}), 'arrayrecord', rows)\n"
+    )
+    path = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert "error[MX043]" in done.stderr
+    assert "File too large" in done.stderr
+    left = [path.name for path in (tmp_path / "x").rglob("*") if path.is_file()]
+    assert sorted(left) == ["stream.bin", "stream.domains"]
+
+
+def test_without_its_package_a_format_is_refused_in_words(monkeypatch):
+    monkeypatch.setitem(sys.modules, "array_record", None)
+    monkeypatch.delitem(sys.modules, "array_record.python", raising=False)
+    monkeypatch.delitem(sys.modules, "array_record.python.array_record_module", raising=False)
+    with pytest.raises(MixcError) as raised:
+        WRITERS["arrayrecord"].load().check(spec())
+    assert raised.value.code == "MX037"
+    assert "pip install 'mixc[arrayrecord]'" in str(raised.value)
 
 
 def test_tars_are_those_of_the_standard_library(tmp_path):

@@ -11,16 +11,18 @@ MIXC := $(BIN)/mixc
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 BASE := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
+READERS_VENV ?= .venv-readers
+READERS := $(READERS_VENV)/.installed
 RECIPE := recipes/quickstart.yaml
 CORPUS := build/quickstart-corpus
 OUT := build/quickstart
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test lint format schema clean
+.PHONY: help quickstart test test-readers lint format schema clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 	@echo 'PYTHON=python3.12 picks the Python, VENV=DIR where it is installed.'
 
 # Works in silence first; the last line, with nothing left to do, prints the results.
@@ -38,6 +40,9 @@ $(CORPUS)/.made: tools/make_quickstart_corpus.py | $(BASE)
 test: lint ## lint, types and all tests
 	$(BIN)/python -m pytest -n $(TEST_WORKERS)
 
+test-readers: $(READERS) ## what the writers wrote, read by the trainers' own readers
+	$(READERS_VENV)/bin/python -m pytest -m readers tests/writers
+
 lint: $(DEV) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -53,12 +58,12 @@ schema: $(BASE) ## write recipes/recipe.schema.json again
 clean: ## remove build/ and the caches; the installation stays
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(BIN)/python:
+$(BIN)/python $(READERS_VENV)/bin/python:
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo 'mixc needs Python 3.11 or newer, and there is no $(PYTHON): make PYTHON=...' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit( \
 	  "mixc needs Python 3.11 or newer, $(PYTHON) is %d.%d: make PYTHON=..." % v)'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(@D:/bin=)
 
 # torch is the large one; alone first, so that an interrupted installation has it behind it.
 $(BASE): pyproject.toml constraints.txt | $(BIN)/python
@@ -67,5 +72,12 @@ $(BASE): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(DEV): $(BASE)
-	$(PIP) --quiet -e '.[dev,readers]'
+	$(PIP) --quiet -e '.[dev]'
+	@touch $@
+
+$(READERS): PIP := $(READERS_VENV)/bin/python -m pip install --disable-pip-version-check \
+  -c constraints-readers.txt
+$(READERS): pyproject.toml constraints-readers.txt | $(READERS_VENV)/bin/python
+	$(PIP) torch
+	$(PIP) --quiet -e '.[readers]'
 	@touch $@

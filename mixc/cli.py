@@ -255,6 +255,34 @@ def diff(ctx: click.Context, a: Path, b: Path, as_json: bool) -> None:
     ctx.exit(0 if data["equal"] else 1)
 
 
+@cli.command("megatron-cache")
+@click.argument("mixture", type=_PATH)
+@click.argument("cache", type=_PATH)
+@click.option("--prefix", help="The path that Megatron was given; default: the mixture's own.")
+@_json_option
+def megatron_cache(mixture: Path, cache: Path, prefix: str | None, as_json: bool) -> None:
+    """Make Megatron keep the compiled order.
+
+    Megatron shuffles rows once more, and keeps how in the folder that --data-cache-path names.
+    Let it make its index there, by its tools/prepare_cache.py or by a start of training with
+    --exit-interval 1; this command puts the index in order. Then train with the same arguments
+    and --dataloader-fast-cache-load: if one differs, Megatron stops instead of shuffling.
+    """
+    from dataclasses import asdict
+
+    from mixc.build.megatron_cache import keep_order
+
+    found = [asdict(index) for index in keep_order(mixture, cache, prefix=prefix)]
+    _give({"indices": found}, as_json, _indices)
+
+
+def _indices(data: dict[str, Any]) -> None:
+    for index in data["indices"]:
+        state = "put in order" if index["changed"] else "was in order"
+        count = f"{index['samples']:,} samples, {index['epochs']} epochs"
+        click.echo(f"{index['name']}: {count}, {state}")
+
+
 @cli.command()
 @_json_option
 def schema(as_json: bool) -> None:

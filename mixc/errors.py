@@ -55,6 +55,7 @@ CODES: dict[str, tuple[int, str]] = {
     "MX060": (FAILED, "the mixture cannot be built from this data"),
     "MX061": (FAILED, "weights that do not fit the store"),
     "MX062": (FAILED, "a format cannot hold this mixture"),
+    "MX063": (FAILED, "Megatron was given arguments that do not fit the mixture"),
     "MX070": (USAGE, "nothing of that kind at this path"),
 }
 

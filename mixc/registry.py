@@ -90,6 +90,8 @@ WRITERS: dict[str, Entry] = {
     "mds": Entry("mixc.writers.mds", "MosaicML Streaming shards and index.json"),
     "hf": Entry("mixc.writers.hf", "Hugging Face datasets, as save_to_disk lays them out"),
     "parquet": Entry("mixc.writers.parquet", "Parquet with a row of tokens and its domain a row"),
+    "webdataset": Entry("mixc.writers.webdataset", "tar shards of tokens and domains"),
+    "arrayrecord": Entry("mixc.writers.arrayrecord", "ArrayRecord files of grain and MaxText"),
 }
 
 

@@ -1,5 +1,6 @@
 """Shared fixtures; the functions behind them are in `helpers`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,15 @@ from helpers import texts, write_recipe
 from mixc.recipe import load
 from mixc.store.store import Store
 from mixc.tokenize.stage import tokenize
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Asked for with `-m readers`, a reader that is not installed is a failure."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.skipped and item.config.option.markexpr == "readers":
+        report.outcome = "failed"
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ COMMANDS = [
     "verify",
     "inspect",
     "diff",
+    "megatron-cache",
     "schema",
 ]
 

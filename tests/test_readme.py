@@ -94,8 +94,9 @@ def test_the_schema_is_current():
     assert written == json.dumps(json_schema(), indent=2) + "\n", "run `make schema`"
 
 
-def test_constraints_are_versions_alone():
-    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints-readers.txt"])
+def test_constraints_are_versions_alone(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
     pins = [line for line in text.splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9A-Za-z.]*", pin) for pin in pins), pins
     assert "torch" in {pin.partition("==")[0] for pin in pins}

@@ -248,6 +248,22 @@ def create(path: Path) -> Iterator[StagedFile]:
         os.close(descriptor)
 
 
+@contextmanager
+def create_by_path(path: Path) -> Iterator[Path]:
+    """Let a library write a staged file by itself; it appears under its name when it is synced."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.unlink(missing_ok=True)
+    try:
+        yield unfinished
+        sync(unfinished)
+        rename(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
 def arrow_file(
     file: StagedFile, schema: pa.Schema, spliced: tuple[Spool, pa.Buffer] | None = None
 ) -> pa.ipc.RecordBatchFileWriter:

@@ -83,6 +83,15 @@ class Sequences:
         for begin, end in pairwise([0, *borders]):
             yield tokens[begin:end]
 
+    def runs(self, about: int) -> Iterator[tuple[int, NDArray[np.int64], NDArray[Any]]]:
+        """`shards`, each as its first sequence's number, where in it sequences end, its tokens."""
+        ends = np.cumsum(self.lengths)
+        first = begin = 0
+        for tokens in self.shards(about):
+            stop = int(np.searchsorted(ends, begin + len(tokens))) + 1
+            yield first, ends[first:stop] - begin, tokens
+            first, begin = stop, begin + len(tokens)
+
 
 def label_dtype(domains: int) -> np.dtype[Any]:
     """The type of labels that count so many domains."""
@@ -103,6 +112,11 @@ class Folder:
         """Write a file in order."""
         with commit.create(self._path / name) as file:
             fill(file)
+
+    def write_by_path(self, name: str, fill: Callable[[Path], None]) -> None:
+        """Let a library that opens files by itself write one, at the path it is given."""
+        with commit.create_by_path(self._path / name) as path:
+            fill(path)
 
 
 def copy_tokens(file: StagedFile, tokens: NDArray[Any]) -> None:

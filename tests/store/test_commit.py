@@ -66,6 +66,34 @@ def test_an_error_on_the_way_leaves_the_old_file_and_no_other(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_library_may_write_a_file_by_its_path(tmp_path):
+    path = tmp_path / "deep" / "file"
+    for text in ("old", "new"):
+        with commit.create_by_path(path) as unfinished:
+            assert unfinished.parent == path.parent  # one filesystem, for the rename
+            unfinished.write_text(text)
+        assert path.read_text() == text
+    with pytest.raises(RuntimeError), commit.create_by_path(path) as unfinished:
+        unfinished.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "new"
+    with pytest.raises(MixcError) as raised, commit.create_by_path(path):
+        pass  # a library that wrote nothing
+    assert raised.value.code == "MX043"
+    assert [one.name for one in path.parent.iterdir()] == ["file"]
+
+
+def test_no_link_leads_a_library_elsewhere(tmp_path):
+    (tmp_path / "other").write_text("theirs")
+    with commit.create_by_path(tmp_path / "file") as unfinished:
+        pass_over = unfinished
+        unfinished.write_text("")
+    pass_over.symlink_to(tmp_path / "other")
+    with commit.create_by_path(tmp_path / "file") as unfinished:
+        unfinished.write_text("ours")
+    assert (tmp_path / "other").read_text() == "theirs"
+
+
 def test_short_writes_are_gone_on_with(tmp_path, monkeypatch):
     write, pwrite, calls = os.write, os.pwrite, []
 

@@ -1,12 +1,19 @@
 """One suite for every output format; then each format's own reader and limits."""
 
 import gzip
+import importlib.util
+import io
 import itertools
 import json
+import os
 import re
 import struct
+import subprocess
+import sys
+import tarfile
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -184,6 +191,40 @@ def read_parquet(folder, split, manifest):
     return pq.read_table(folder / split)["input_ids"].to_pylist()
 
 
+@reads("webdataset")
+def read_webdataset(folder, split, manifest):
+    return [tokens for _, tokens in tar_samples(folder, split, manifest)]
+
+
+@reads("arrayrecord")
+def read_arrayrecord(folder, split, manifest):
+    library = pytest.importorskip("array_record.python.array_record_module")
+    found = []
+    for path in sorted(folder.glob(f"{split}-*.array_record")):
+        records = library.ArrayRecordReader(str(path)).read_all()
+        found += [np.frombuffer(record, manifest["dtype"]).tolist() for record in records]
+    return found
+
+
+def tar_samples(folder, split, manifest):
+    """(domain, tokens) of each sample, by the standard library's tarfile."""
+    found = []
+    for path in sorted(folder.glob(f"{split}-*.tar")):
+        with tarfile.open(path, "r:") as archive:
+            for token, label in zip(*[iter(archive)] * 2, strict=True):
+                assert (token.name, label.name) == (
+                    f"{len(found):012d}.tok",
+                    token.name[:12] + ".cls",
+                )
+                for member in (token, label):
+                    assert (member.mtime, member.uid, member.gid, member.mode) == (0, 0, 0, 0o644)
+                    assert member.isreg()
+                raw = archive.extractfile(token).read()
+                number = int(archive.extractfile(label).read().decode())
+                found.append((number, np.frombuffer(raw, manifest["dtype"]).tolist()))
+    return found
+
+
 # How to read the labels of each format that does not keep them in a file beside its tokens.
 LABELS: dict[str, Callable[..., list[int]]] = {
     "mds": lambda *where: [label for label, _ in mds_samples(*where)],
@@ -201,8 +242,10 @@ def read_labels(folder, split, manifest):
 
 CORPUS = random_corpus(4, {"code": (30, 20), "empty-handed": (1, 30), "web": (60, 12)})
 CORPUS["web"] += CORPUS["web"][:30]  # texts twice over: held out, each is exported once
-NARROW = list(WRITERS)
-WIDE = [name for name in WRITERS if name != "nanogpt"]
+# One format is written by a package that need not be there.
+MISSING = set() if importlib.util.find_spec("array_record") else {"arrayrecord"}
+NARROW = [name for name in WRITERS if name not in MISSING]
+WIDE = [name for name in NARROW if name != "nanogpt"]
 
 
 CASES = [("uint16", name) for name in NARROW] + [("uint32", name) for name in WIDE]
@@ -330,6 +373,7 @@ def tokens_of(sample):
     return sample["tokens" if "tokens" in sample else "input_ids"]
 
 
+@pytest.mark.readers
 @every_format
 def test_the_lines_to_paste_work(built, name):
     _, mixture = built
@@ -352,6 +396,7 @@ def megatron():
     return pytest.importorskip("megatron.core.datasets.indexed_dataset", reason=reason)
 
 
+@pytest.mark.readers
 @every_width
 def test_megatrons_own_reader_and_builder_agree(built, tmp_path):
     module = megatron()
@@ -401,6 +446,8 @@ def spec(**changes):
         ("datatrove", {"seq_len": 2}, {"seq_len": 1}),
         ("litdata", {"seq_len": (1 << 30) - 4}, {"seq_len": (1 << 30) - 3}),
         ("litdata", {"vocab_size": 1 << 31}, {"vocab_size": (1 << 31) + 1}),
+        ("webdataset", {"seq_len": (1 << 31) - 1}, {"seq_len": 1 << 31}),
+        ("webdataset", {"rows": 10**12}, {"rows": 10**12 + 1}),
     ],
 )
 def test_a_format_refuses_what_it_cannot_hold(name, fits, does_not):
@@ -515,6 +562,98 @@ def test_sidecars_are_written_in_pieces(tmp_path, monkeypatch, lines):
     for name in ("olmo", "datatrove"):
         folder, _ = export(tmp_path / name, name, documents)
         assert READERS[name](folder, "train", MANIFEST) == documents
+
+
+def test_tars_are_cut_between_sequences(tmp_path, monkeypatch):
+    module = WRITERS["webdataset"].load()
+    monkeypatch.setattr(module, "_SHARD_TOKENS", 20)
+    monkeypatch.setattr(module, "_PIECE_TOKENS", 10)
+    rows, documents = counted([8] * 7), counted([3, 4, 50, 1, 9, 1, 10, 256, 128, 127, 129])
+    folder, files = export(tmp_path / "rows", "webdataset", rows)
+    assert tar_samples(folder, "train", MANIFEST) == [(i % 2, row) for i, row in enumerate(rows)]
+    assert [path.name for path in files[:3]] == [f"train-{i:06d}.tar" for i in range(3)]
+    for first in range(8):
+        for count in range(8 - first):
+            found = module.read(files, spec(rows=7), first, count)
+            assert found.tolist() == rows[first : first + count]
+    folder, _ = export(tmp_path / "documents", "webdataset", documents, "val")
+    expected = [(i % 2, one) for i, one in enumerate(documents)]
+    assert tar_samples(folder, "val", MANIFEST) == expected
+
+
+needs_array_record = pytest.mark.skipif(bool(MISSING), reason="array_record is not installed")
+
+
+@needs_array_record
+def test_records_are_cut_between_rows(tmp_path, monkeypatch):
+    module = WRITERS["arrayrecord"].load()
+    monkeypatch.setattr(module, "_SHARD_TOKENS", 20)
+    rows = counted([8] * 7)
+    folder, files = export(tmp_path / "x", "arrayrecord", rows)
+    assert [path.name for path in files[:3]] == [f"train-{i:06d}.array_record" for i in range(3)]
+    assert READERS["arrayrecord"](folder, "train", MANIFEST) == rows
+    for first in range(8):
+        for count in range(8 - first):
+            found = module.read(files, spec(rows=7), first, count)
+            assert found.tolist() == rows[first : first + count]
+    again, _ = export(tmp_path / "again", "arrayrecord", rows)
+    assert tree_hash(again) == tree_hash(folder)
+    files[0].write_bytes(files[0].read_bytes()[:-1000])
+    with pytest.raises(MixcError) as raised:
+        module.read(files, spec(rows=7), 0, 7)
+    assert raised.value.code == "MX040"
+
+
+@needs_array_record
+def test_a_full_disk_is_noticed_though_a_package_writes(tmp_path):
+    code = (
+        "import resource, signal\n"
+        "from pathlib import Path; from test_writers import counted, export\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "import array_record.python.array_record_module\n"
+        "rows = counted([1 << 17] * 4)  # as large as a file may be, without headers\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 21, 1 << 21))\n"
+        f"export(Path({str(tmp_path / 'x')!r}), 'arrayrecord', rows)\n"
+    )
+    path = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert "error[MX043]" in done.stderr
+    assert "File too large" in done.stderr
+    left = [path.name for path in (tmp_path / "x").rglob("*") if path.is_file()]
+    assert sorted(left) == ["stream.bin", "stream.domains"]
+
+
+def test_without_its_package_a_format_is_refused_in_words(monkeypatch):
+    monkeypatch.setitem(sys.modules, "array_record", None)
+    monkeypatch.delitem(sys.modules, "array_record.python", raising=False)
+    monkeypatch.delitem(sys.modules, "array_record.python.array_record_module", raising=False)
+    with pytest.raises(MixcError) as raised:
+        WRITERS["arrayrecord"].load().check(spec())
+    assert raised.value.code == "MX037"
+    assert "pip install 'mixc[arrayrecord]'" in str(raised.value)
+
+
+def test_tars_are_those_of_the_standard_library(tmp_path):
+    documents = counted([8, 300, 1])
+    _, files = export(tmp_path / "x", "webdataset", documents)
+    with tarfile.open(tmp_path / "theirs.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+        for number, tokens in enumerate(documents):
+            for suffix, data in (
+                ("tok", np.array(tokens, "<u4").tobytes()),
+                ("cls", str(number % 2).encode()),
+            ):
+                member = tarfile.TarInfo(f"{number:012d}.{suffix}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    theirs = (tmp_path / "theirs.tar").read_bytes()
+    ours = files[0].read_bytes()
+    assert theirs[: len(ours)] == ours
+    assert not any(theirs[len(ours) :])
 
 
 def test_litdata_tells_its_cache_of_other_tokens_alone(tmp_path):

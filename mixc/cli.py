@@ -13,11 +13,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from mixc import __version__, progress
 from mixc.errors import MixcError, MixcErrors
 
 if TYPE_CHECKING:
+    from mixc.engine.ray import Cluster
     from mixc.recipe import Recipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -78,6 +80,34 @@ def _workers_option(command: Command) -> Command:
     )(command)
 
 
+def _engine_options(command: Command) -> Command:
+    command = click.option(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="The Ray cluster; default: $RAY_ADDRESS, or else one of this machine, for this run.",
+    )(command)
+    return click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="What builds the mixture: processes of this machine, or a Ray cluster with a shared "
+        "file system, one worker a CPU or --workers (pip install 'mixc[ray]').",
+    )(command)
+
+
+def _cluster(engine: str, ray_address: str | None, workers: int) -> Cluster | None:
+    """The cluster that is asked for. Only --workers itself bounds what it uses."""
+    if engine == "local":
+        if ray_address is not None:
+            raise click.UsageError("--ray-address needs --engine ray")
+        return None
+    from mixc.engine.ray import make_cluster
+
+    given = click.get_current_context().get_parameter_source("workers")
+    return make_cluster(ray_address, None if given is ParameterSource.DEFAULT else workers)
+
+
 _store_option = click.option(
     "--store", type=_PATH, help="The store of a mixture; default: the one beside it."
 )
@@ -127,27 +157,46 @@ def _give_weights(solved: Any, as_json: bool) -> None:
 @cli.command("build-mixture")
 @_recipe_options
 @_workers_option
-def build_mixture(recipe: Path, overrides: tuple[str, ...], as_json: bool, workers: int) -> None:
+@_engine_options
+def build_mixture(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    workers: int,
+    engine: str,
+    ray_address: str | None,
+) -> None:
     """Compile store and weights into trainers' formats."""
     from mixc import pipeline
     from mixc.inspect import mixture_summary
     from mixc.report import tables
 
-    mixture = pipeline.build_mixture(_load(recipe, overrides), workers=workers)
+    cluster = _cluster(engine, ray_address, workers)
+    loaded = _load(recipe, overrides)
+    mixture = pipeline.build_mixture(loaded, workers=workers, cluster=cluster)
     _give(mixture_summary(mixture), as_json, tables.mixture)
 
 
 @cli.command()
 @_recipe_options
 @_workers_option
-def run(recipe: Path, overrides: tuple[str, ...], as_json: bool, workers: int) -> None:
+@_engine_options
+def run(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    workers: int,
+    engine: str,
+    ray_address: str | None,
+) -> None:
     """Tokenize, solve and build, doing only what is stale."""
     from mixc import pipeline
     from mixc.inspect import mixture_summary
     from mixc.report import tables
     from mixc.store.summary import store_summary
 
-    done = pipeline.run(_load(recipe, overrides), workers=workers)
+    cluster = _cluster(engine, ray_address, workers)
+    done = pipeline.run(_load(recipe, overrides), workers=workers, cluster=cluster)
     data: dict[str, Any] = {"store": store_summary(done.store), "weights": None}
     if done.weights is not None:
         data["weights"] = {"path": str(done.weights.path), **done.weights.manifest}

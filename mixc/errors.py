@@ -57,6 +57,7 @@ CODES: dict[str, tuple[int, str]] = {
     "MX062": (FAILED, "a format cannot hold this mixture"),
     "MX063": (FAILED, "Megatron was given arguments that do not fit the mixture"),
     "MX070": (USAGE, "nothing of that kind at this path"),
+    "MX080": (FAILED, "a Ray cluster cannot be used, or was lost"),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from mixc.build import stage as build_stage
 from mixc.build.mixture import Mixture
 from mixc.build.plan import BuildPlan, StageWeights, make_plan
+from mixc.engine.ray import Cluster
 from mixc.errors import MixcError, Place
 from mixc.recipe import Recipe
 from mixc.solve import stage as solve_stage
@@ -40,11 +41,11 @@ class StagePlan:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-def run(recipe: Recipe, *, workers: int) -> Outputs:
-    """Tokenize, solve and build, each only if it is stale."""
+def run(recipe: Recipe, *, workers: int, cluster: Cluster | None = None) -> Outputs:
+    """Tokenize, solve and build, each only if it is stale. A cluster builds; the rest is local."""
     store = tokenize_stage.tokenize(recipe, workers=workers)
     weights = solve_weights(recipe) if _solves(recipe) else None
-    return Outputs(store, weights, build_mixture(recipe, workers=workers))
+    return Outputs(store, weights, build_mixture(recipe, workers=workers, cluster=cluster))
 
 
 def solve_weights(recipe: Recipe) -> SolvedWeights:
@@ -54,14 +55,14 @@ def solve_weights(recipe: Recipe) -> SolvedWeights:
         return solve_stage.solve_weights(recipe, store)
 
 
-def build_mixture(recipe: Recipe, *, workers: int) -> Mixture:
+def build_mixture(recipe: Recipe, *, workers: int, cluster: Cluster | None = None) -> Mixture:
     """Build from the store and weights that are there. Raises MX045 if they are stale."""
     store = current_store(recipe)
     with commit.reading(store.root):
-        return _build_mixture(recipe, store, workers=workers)
+        return _build_mixture(recipe, store, workers, cluster)
 
 
-def _build_mixture(recipe: Recipe, store: Store, *, workers: int) -> Mixture:
+def _build_mixture(recipe: Recipe, store: Store, workers: int, cluster: Cluster | None) -> Mixture:
     plan = make_plan(recipe, store, mixture_stages(recipe, store))
     canonical = recipe.canonical()
     data = {
@@ -71,7 +72,8 @@ def _build_mixture(recipe: Recipe, store: Store, *, workers: int) -> Mixture:
         "max_epochs": recipe.mixture.max_epochs,
         "recipe_hash": build_stage.recipe_hash(canonical),
     }
-    return build_stage.build(recipe.workdir_path / "mixture", plan, store, data, workers=workers)
+    root = recipe.workdir_path / "mixture"
+    return build_stage.build(root, plan, store, data, workers=workers, cluster=cluster)
 
 
 def current_store(recipe: Recipe) -> Store:

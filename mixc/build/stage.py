@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mixc import __version__, progress
+from mixc.build import cluster as clusters
 from mixc.build import mixture as mixtures
 from mixc.build import order, provenance
 from mixc.build.gather import BlockTask, build_block, make_builder, stream_hash
@@ -18,7 +19,7 @@ from mixc.build.held import stage_held_out, stage_together, staged_sequences
 from mixc.build.mixture import Mixture, open_mixture
 from mixc.build.plan import BuildPlan
 from mixc.build.schedule import describe
-from mixc.engine import local
+from mixc.engine import local, ray
 from mixc.errors import MixcError
 from mixc.registry import WRITERS
 from mixc.store import commit
@@ -39,11 +40,18 @@ def fresh(root: Path, plan: BuildPlan) -> Mixture | None:
 
 
 def build(
-    root: Path, plan: BuildPlan, store: Store, recipe_data: Mapping[str, Any], *, workers: int
+    root: Path,
+    plan: BuildPlan,
+    store: Store,
+    recipe_data: Mapping[str, Any],
+    *,
+    workers: int,
+    cluster: ray.Cluster | None = None,
 ) -> Mixture:
     """Bring the mixture at `root` up to date with the plan, and open it.
 
     `recipe_data` goes into the manifest: name, seed, overrides, recipe_hash, max_epochs.
+    `cluster`: where blocks are built, if not by `workers` processes of this machine.
     """
     with commit.locked(root) as staging:
         commit.check_ours(root, mixtures.MANIFEST)
@@ -56,17 +64,24 @@ def build(
         work = staging / plan.key
         tree = work / "tree"
         commit.remove(tree)
-        manifest = {**recipe_data, **_make(plan, store, work, tree, workers)}
+        manifest = {**recipe_data, **_make(plan, store, work, tree, workers, cluster)}
         commit.write_file(tree / mixtures.MANIFEST, seal(manifest))
         commit.publish_tree(tree, root)
         commit.remove(staging)
     return open_mixture(root)
 
 
-def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -> dict[str, Any]:
+def _make(
+    plan: BuildPlan,
+    store: Store,
+    work: Path,
+    tree: Path,
+    workers: int,
+    cluster: ray.Cluster | None,
+) -> dict[str, Any]:
     """Stage every file of the mixture under `tree` and describe it."""
     labels = order.schedule_order(plan.schedule, shuffle_block=plan.shuffle_block, seed=plan.seed)
-    digests, taken, rows = _gather(plan, store, labels, work, tree, workers)
+    digests, taken, rows = _gather(plan, store, labels, work, tree, workers, cluster)
     stream = work / _STREAM
     commit.sync(stream)
     lengths = np.broadcast_to(np.int64(plan.row_len), plan.rows)
@@ -146,18 +161,20 @@ def _gather(
     work: Path,
     tree: Path,
     workers: int,
+    cluster: ray.Cluster | None,
 ) -> tuple[list[str], dict[str, dict[int, int]], FileRecord]:
     """Stage the token stream and the provenance; digests of blocks, tokens taken, the file."""
     stream = work / _STREAM
     commit.reserve(stream, plan.bytes)
     known = _read_journal(work / _JOURNAL)
+    run = local.run if cluster is None else clusters.runner(cluster, plan, store, stream)
     digests = []
     with (
         progress.task("build mixture", plan.rows, "rows") as bar,
         commit.create(tree / provenance.FILE) as file,
     ):
         writer = provenance.RowsWriter(file, plan.domains)
-        for done in local.run(
+        for done in run(
             build_block,
             _tasks(plan, labels, known),
             setup=make_builder,

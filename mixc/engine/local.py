@@ -128,7 +128,7 @@ class Crew:
         last; what it raises counts as the task's own error. After an error what is under way is
         finished; then the first of the errors, in the order of chains, is raised.
         """
-        schedule, report = Schedule(chains, ahead), _quiet(report)
+        schedule, report = Schedule(chains, ahead), quiet(report)
         if self._pipes:
             yield from self._driven(function, schedule, chains, accept, report)
             return
@@ -188,7 +188,7 @@ class Crew:
         return heard
 
 
-def _quiet(report: Report) -> Report:
+def quiet(report: Report) -> Report:
     """Whatever becomes of the display, the work goes on."""
 
     def quietly(amount: float) -> None:
@@ -247,7 +247,7 @@ def _prepared(
     try:
         return setup(*arguments), None
     except Exception as error:  # for the first task to say
-        return None, _explained(error)
+        return None, explained(error)
 
 
 def _answer(
@@ -256,10 +256,10 @@ def _answer(
     try:
         return "done", function(context, task, lambda amount: pipe.send(("report", amount)))
     except Exception as error:
-        return "failed", _explained(error)
+        return "failed", explained(error)
 
 
-def _explained(error: Exception) -> Exception:
+def explained(error: Exception) -> Exception:
     """An error that travels: those that are not ours bring their traceback along."""
     if type(error).__module__.partition(".")[0] == "mixc":
         return error

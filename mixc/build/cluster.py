@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,14 @@ def runner(
 
     def run(_: object, tasks: Sequence[BlockTask], **options: Any) -> Iterator[BlockDone]:
         options.pop("workers")  # those of this machine; the cluster's are the cluster's own
-        shared = (store.root / MANIFEST, stream.parent)
-        return ray.run(build_synced, tasks, cluster=cluster, shared=shared, whole=whole, **options)
+        secret = secrets.token_hex(16)
+        token = stream.parent / f".seen-{secret}"  # who reads it shares the folder
+        commit.write_file(token, secret.encode())
+        options |= {"cluster": cluster, "shared": (store.root / MANIFEST, token), "whole": whole}
+        try:
+            yield from ray.run(build_synced, tasks, **options)
+        finally:
+            commit.remove(token)
 
     return run
 

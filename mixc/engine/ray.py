@@ -10,7 +10,6 @@ import atexit
 import heapq
 import importlib
 import os
-import secrets
 import signal
 import socket
 import sys
@@ -28,12 +27,11 @@ import xxhash
 from mixc import __version__, progress
 from mixc.engine.local import Report, explained, quiet
 from mixc.errors import FAILED, MixcError, Place
-from mixc.store import commit
 
 Context = TypeVar("Context")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-Sight = tuple[Path, str]  # a file, and the hash of its bytes as the head reads them
+Sight = tuple[Path, str]  # a file, and the hash of its bytes as this machine reads them
 
 _IN_FLIGHT = 4  # tasks per worker handed out ahead of the oldest unfinished one
 _TRIES = 4  # of a task whose workers are lost, and of a worker that is lost before it did any
@@ -77,8 +75,8 @@ def run(
     """Yield `function(setup(*arguments), task, report)` for each task, in the order of tasks.
 
     `report` is called in this process once a task is done. `shared`: files that every node must
-    read as this one does, and folders where every node must see what this one writes. `whole` is
-    called in this process with each result; one that it refuses is made again.
+    read as this one does. `whole` is called in this process with each result; one that it refuses
+    is made again.
 
     Errors of tasks come back as they are. Raises MX037 (no Ray), MX046 (the workers of a task
     died, time after time), MX080 (no cluster, a cluster that is lost, a node that does not share
@@ -87,7 +85,8 @@ def run(
     if not tasks:
         return
     arguments = tuple(one.absolute() if isinstance(one, Path) else one for one in arguments)
-    with _connected(cluster) as (ray, pulse), _sights(shared) as sights:
+    sights = [(path.absolute(), _hash(path)) for path in shared]
+    with _connected(cluster) as (ray, pulse):
         _check_nodes(ray, sights)
         count = min(cluster.workers or _cpus(ray), len(tasks))
         work = _Work(tasks, _IN_FLIGHT * count, whole)
@@ -196,24 +195,6 @@ def _cpus(ray: Any) -> int:
     return count
 
 
-@contextmanager
-def _sights(shared: Sequence[Path]) -> Iterator[list[Sight]]:
-    """What nodes must see: the bytes of files, and in folders a token that stands there so long."""
-    sights, tokens = [], []
-    try:
-        for path in (one.absolute() for one in shared):
-            if path.is_dir():
-                secret = secrets.token_hex(16)
-                path = path / f".seen-{secret}"
-                tokens.append(path)
-                commit.write_file(path, secret.encode())
-            sights.append((path, _hash(path)))
-        yield sights
-    finally:
-        for path in tokens:
-            commit.remove(path)
-
-
 def _hash(path: Path) -> str:
     return xxhash.xxh3_128_hexdigest(path.read_bytes())
 
@@ -231,7 +212,7 @@ def _look(sights: Sequence[Sight], version: str) -> MixcError | None:
 
 
 def _blind(path: Path, digest: str) -> str | None:
-    """Why a file is not seen as the head sees it, or None."""
+    """Why a file is not seen as the machine of the command sees it, or None."""
     until = time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +173,8 @@ def _gather(
     with (
         progress.task("build mixture", plan.rows, "rows") as bar,
         commit.create(tree / provenance.FILE) as file,
+        closing(provenance.RowsWriter(file, plan.domains)) as writer,
     ):
-        writer = provenance.RowsWriter(file, plan.domains)
         for done in run(
             build_block,
             _tasks(plan, labels, known),
@@ -187,7 +188,6 @@ def _gather(
                 commit.append_line(work / _JOURNAL, line.encode())
             digests.append(done.digest)
             writer.add(done.table)
-        writer.close()
     return digests, writer.taken, file.record(provenance.FILE)
 
 

@@ -34,9 +34,10 @@ Result = TypeVar("Result")
 Sight = tuple[Path, str]  # a file, and the hash of its bytes as this machine reads them
 
 _IN_FLIGHT = 4  # tasks per worker handed out ahead of the oldest unfinished one
-_TRIES = 4  # of a task whose workers are lost, and of a worker that is lost before it did any
+_TRIES = 3  # of a task whose workers are lost, and of a worker that is lost before it did any
 _TICK_SECONDS = 3.0
-_MISSES = 4  # ticks in a row without an answer of the cluster, until it counts as lost
+# How long the cluster's head, and this machine's node, may not answer. Ray gives them 60 and 10.
+_CLUSTER_SECONDS, _NODE_SECONDS = 40.0, 5.0
 _PATIENCE_SECONDS = 3.0  # a network file system may show a new file late
 _SAY_AFTER_SECONDS = 60.0
 _OBJECTS_BYTES = 256 << 20
@@ -112,7 +113,7 @@ def _connected(cluster: Cluster) -> Iterator[tuple[Any, _Pulse]]:
     """Ray, connected, and its pulse; a connection that the caller had is used and left."""
     ray = _needed()
     if ray.is_initialized():
-        yield ray, _Pulse(ray.get_runtime_context().gcs_address)
+        yield ray, _Pulse(ray)
         return
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"address": address}
@@ -128,10 +129,13 @@ def _connected(cluster: Cluster) -> Iterator[tuple[Any, _Pulse]]:
         _check_address(address)
     try:
         with _own_signals():
+            # Ray prints of lost nodes on stdout, whatever log_to_driver says.
+            inside: Any = importlib.import_module("ray._private.worker")
+            inside._worker_logs_enabled = False
             ray.init(log_to_driver=False, logging_level="ERROR", **options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise _unusable(f"cannot connect to Ray: {_first_line(error)}", address) from error
-    pulse = _Pulse(ray.get_runtime_context().gcs_address)
+    pulse = _Pulse(ray)
     try:
         yield ray, pulse
     finally:
@@ -253,22 +257,30 @@ def _last_line(error: BaseException) -> str:
 class _Pulse:
     """Whether the cluster lives. Ray itself ends the process of whoever asks a lost one."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, ray: Any) -> None:
         self.lost = False
-        self._address, self._felt = address, time.monotonic()
+        here = ray.get_runtime_context()
+        self._patience = {}
+        for node in ray.nodes():
+            if node["NodeID"] == here.get_node_id():
+                own = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+                self._patience[own] = _NODE_SECONDS
+        self._patience[here.gcs_address] = _CLUSTER_SECONDS
+        self._felt = time.monotonic()
 
     def feel(self, *, now: bool = False) -> None:
         """From time to time, or now: raise MX080 if the cluster does not answer any more."""
         if not now and time.monotonic() < self._felt + _TICK_SECONDS:
             return
-        for _ in range(_MISSES):
-            self._felt = time.monotonic()
-            if _answers(self._address):
-                return
-            time.sleep(_TICK_SECONDS)
-        self.lost = True
-        again = "run again: finished work is kept"
-        raise _unusable("the Ray cluster was lost", self._address, help=again)
+        for address, patience in self._patience.items():
+            since = time.monotonic()
+            while not _answers(address):
+                if time.monotonic() > since + patience:
+                    self.lost = True
+                    again = "run again: finished work is kept"
+                    raise _unusable("the Ray cluster was lost", address, help=again)
+                time.sleep(1)
+        self._felt = time.monotonic()
 
 
 class _Worker:

@@ -22,7 +22,7 @@ from mixc.build.gather import block_digest, stream_hash
 from mixc.build.mixture import Mixture, kind_of, open_mixture
 from mixc.build.schedule import Asked, Schedule, asked_of, constant, describe, make_schedule
 from mixc.errors import MixcError, Place, raise_all
-from mixc.rows.stream import DomainStream, Spans, targets
+from mixc.rows.stream import DomainStream, Spans, within_rows
 from mixc.store import store as stores
 from mixc.store.hashes import FileRecord, check_file
 from mixc.store.shard import ShardRecord, open_shard
@@ -140,9 +140,10 @@ def _check_ledger(mixture: Mixture, report: Report) -> None:
             rows[pair["values"]] += pair["counts"]
     claimed = manifest["ledger"]
     reads = {name: (entry["read"], entry["held_out"]) for name, entry in claimed.items()}
-    if mixtures.make_ledger(reads, taken) != claimed:
-        report.wrong("the ledger is not what the provenance adds up to", path)
     total, row_tokens = manifest["rows"], {n: rows[n] * mixture.row_len for n in rows}
+    padded = None if mixture.layout.packing == "concat" else row_tokens
+    if mixtures.make_ledger(reads, taken, padded) != claimed:
+        report.wrong("the ledger is not what the provenance adds up to", path)
     if (sum(rows.values()), sum(row_tokens.values())) != (total, manifest["tokens"]):
         report.wrong("the rows of the mixture are not what the provenance says", path)
     for name, entry in manifest["domains"].items():
@@ -151,8 +152,9 @@ def _check_ledger(mixture: Mixture, report: Report) -> None:
             "rows": rows[name],
             "tokens": row_tokens[name],
             "realised": rows[name] / total,
-            "epochs": row_tokens[name] / max(read - held, 1),
         }
+        if mixture.layout.plain:
+            derived["epochs"] = row_tokens[name] / max(read - held, 1)
         if derived.items() - entry.items():
             report.wrong(f"the rows of '{name}' are not what the provenance says", path)
     for message in mixtures.check_ledger(claimed, row_tokens):
@@ -164,11 +166,15 @@ def _check_weights(mixture: Mixture, report: Report) -> Schedule:
     manifest = mixture.manifest
     domains, ledger, total = manifest["domains"], manifest["ledger"], manifest["rows"]
     tokens = [ledger[name]["read"] - ledger[name]["held_out"] for name in domains]
-    room = capacity(
-        np.array(tokens, np.int64),
-        rows=total,
-        seq_len=mixture.row_len,
-        max_epochs=manifest["max_epochs"],
+    room = (
+        capacity(
+            np.array(tokens, np.int64),
+            rows=total,
+            seq_len=mixture.row_len,
+            max_epochs=manifest["max_epochs"],
+        )
+        if mixture.layout.plain
+        else np.array([entry["room"] for entry in domains.values()], np.int64)
     )
     schedule = make_schedule(_asked(mixture), total, room)
     counts = zip(schedule.counts.rows.tolist(), schedule.counts.capped.tolist(), strict=True)
@@ -259,10 +265,9 @@ def _check_store(mixture: Mixture, store: Store, report: Report) -> None:
 def _trace(mixture: Mixture, store: Store, report: Report) -> None:
     """Derive every row's sources again, and compare its tokens with theirs."""
     manifest = mixture.manifest
-    streams = {
-        name: DomainStream(store, name, seq_len=mixture.row_len, seed=manifest["seed"])
-        for name in manifest["domains"]
-    }
+    streams = {name: mixture.layout.open(store, name) for name in manifest["domains"]}
+    if not mixture.layout.plain:
+        _check_room(mixture, streams, report)
     done = dict.fromkeys(streams, 0)
     with progress.task("trace rows", manifest["rows"], "rows") as task:
         for table in _tables(mixture):
@@ -273,14 +278,24 @@ def _trace(mixture: Mixture, store: Store, report: Report) -> None:
                     report.wrong(f"rows of '{name}' do not come from where their plan says")
                     return
                 done[name] += len(mine)
-            out = np.empty(table.num_rows * mixture.row_len, manifest["dtype"])
+            size = table.num_rows * mixture.row_len
+            out = np.full(size, manifest["eot_id"], manifest["dtype"])
             for name, stream in streams.items():
-                _refill(table, name, stream, out)
+                _refill(table, name, stream, mixture.row_len, out)
             bad = (out.reshape(-1, mixture.row_len) != mixture.read(first, len(table))).any(1)
             for number in first + np.flatnonzero(bad)[:3]:
                 report.wrong(f"row {number} does not hold the tokens that its provenance names")
             report.traced_rows += table.num_rows
             task.advance(table.num_rows)
+
+
+def _check_room(mixture: Mixture, streams: dict[str, DomainStream], report: Report) -> None:
+    """See that the rows of each domain, at most and in fact, are as many epochs as it says."""
+    cap = mixture.manifest["max_epochs"] or np.inf
+    for name, entry in mixture.manifest["domains"].items():
+        room = streams[name].rows_within(cap, mixture.manifest["rows"])
+        if (room, streams[name].epochs_of(entry["rows"])) != (entry["room"], entry["epochs"]):
+            report.wrong(f"the rows of '{name}' are not the epochs that the manifest says")
 
 
 def _same_sources(rows: pa.Table, stream: DomainStream, first: int) -> bool:
@@ -294,22 +309,18 @@ def _same_sources(rows: pa.Table, stream: DomainStream, first: int) -> bool:
     )
 
 
-def _refill(table: pa.Table, name: str, stream: DomainStream, out: NDArray[Any]) -> None:
+def _refill(
+    table: pa.Table, name: str, stream: DomainStream, row_len: int, out: NDArray[Any]
+) -> None:
     """Put a domain's rows of a table together again, from its documents."""
     spans = table["spans"].combine_chunks()
-    lengths = spans.value_lengths().to_numpy()
-    domains = np.repeat(np.array(table["domain"].to_pylist(), dtype=object), lengths)
+    row = np.repeat(np.arange(len(table)), spans.value_lengths().to_numpy())
     flat = spans.flatten()
     column = {field: flat.field(field).to_numpy().astype(np.int64) for field in _SPAN_FIELDS}
-    mine = domains == name
-    document = column["document"][mine]
-    stream.fill(
-        Spans(
-            document, column["epoch"][mine], document, column["start"][mine], column["length"][mine]
-        ),
-        targets(column["length"])[mine],
-        out,
-    )
+    place = row * row_len + within_rows(row, column["length"])
+    mine = np.array(table["domain"].to_pylist(), dtype=object)[row] == name
+    fields = (column[field][mine] for field in _SPAN_FIELDS)
+    stream.fill(Spans(row[mine], *fields), place[mine], out)
 
 
 _SPAN_FIELDS = ("epoch", "document", "start", "length")

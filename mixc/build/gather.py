@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from mixc.build.provenance import BlockRows, block_table
 from mixc.engine.local import Report
 from mixc.errors import MixcError, Place
-from mixc.rows.stream import DomainStream, Spans, targets
+from mixc.rows.packing import Layout
+from mixc.rows.stream import DomainStream, Spans, within_rows
 from mixc.store import commit
 from mixc.store.store import open_store
 
@@ -55,18 +56,23 @@ class Builder:
     streams: tuple[DomainStream, ...]
     seq_len: int
     dtype: np.dtype[np.generic]
+    eot_id: int
     path: Path
 
 
 def make_builder(
-    store_root: Path, store_hash: str, domains: tuple[str, ...], seq_len: int, seed: int, path: Path
+    store_root: Path,
+    store_hash: str,
+    domains: tuple[str, ...],
+    layout: Layout,
+    path: Path,
 ) -> Builder:
-    """Set a worker up: the store mapped, the staged stream at `path`."""
+    """Set a worker up: the store mapped, its streams opened, the staged output at `path`."""
     store = open_store(store_root)
     if store.store_hash != store_hash:
         raise MixcError("MX045", "the store was replaced meanwhile", place=Place(str(store_root)))
-    streams = (DomainStream(store, name, seq_len=seq_len, seed=seed) for name in domains)
-    return Builder(domains, tuple(streams), seq_len, store.dtype, path)
+    streams = tuple(layout.open(store, name) for name in domains)
+    return Builder(domains, streams, layout.seq_len, store.dtype, store.eot_id, path)
 
 
 def build_block(builder: Builder, task: BlockTask, report: Report) -> BlockDone:
@@ -75,7 +81,7 @@ def build_block(builder: Builder, task: BlockTask, report: Report) -> BlockDone:
     offset = task.first * builder.seq_len * builder.dtype.itemsize
     digest = task.known
     if digest is None or digest != _staged_digest(builder, task, offset):
-        out = np.empty(len(task.labels) * builder.seq_len, builder.dtype)
+        out = np.full(len(task.labels) * builder.seq_len, builder.eot_id, builder.dtype)
         for stream, place, spans in zip(builder.streams, rows.places, rows.spans, strict=True):
             stream.fill(spans, _targets(place, spans, builder.seq_len), out)
         digest = block_digest(out)
@@ -105,8 +111,7 @@ _NO_SPANS = Spans(_NONE, _NONE, _NONE, _NONE, _NONE)
 
 def _targets(place: NDArray[np.int64], spans: Spans, seq_len: int) -> NDArray[np.int64]:
     """Where in the block each span of a domain's rows goes."""
-    within = targets(spans.length) - spans.row * seq_len
-    return place[spans.row] * seq_len + within
+    return place[spans.row] * seq_len + within_rows(spans.row, spans.length)
 
 
 def block_digest(tokens: NDArray[np.generic]) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mixc.errors import MixcError, Place
 from mixc.registry import WRITERS
+from mixc.rows.packing import Layout
 from mixc.store import store
 from mixc.store.hashes import FileRecord, check_file, check_names, unseal
 from mixc.writers.sequences import StreamSpec
@@ -43,6 +44,12 @@ class Mixture:
     def row_len(self) -> int:
         """Tokens in a row; earlier manifests say seq_len alone."""
         return int(self.manifest.get("row_len", self.manifest["seq_len"]))
+
+    @property
+    def layout(self) -> Layout:
+        """How its rows were laid out; earlier manifests say nothing, and mean concat."""
+        said = self.manifest
+        return Layout(self.row_len, said["seed"], said.get("packing", "concat"))
 
     @property
     def spec(self) -> StreamSpec:
@@ -97,13 +104,16 @@ def open_mixture(root: Path) -> Mixture:
 
 
 def make_ledger(
-    domains: Mapping[str, tuple[int, int]], taken: Mapping[str, Mapping[int, int]]
+    domains: Mapping[str, tuple[int, int]],
+    taken: Mapping[str, Mapping[int, int]],
+    row_tokens: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Where every token went, by domain and epoch.
 
     `domains` gives (tokens read, tokens held out); `taken[domain][epoch]` the tokens that stand
     in rows. In each epoch that was begun: read = in_rows + held_out + left, and what is left
-    was cut by no row or stands in rows of the deck that the mixture did not need.
+    was cut by no row or stands in rows of the deck that the mixture did not need. Rows that are
+    padded have `row_tokens` in all: padding + what stands in them.
     """
     ledger = {}
     for name, (read, held) in domains.items():
@@ -113,6 +123,8 @@ def make_ledger(
             for number in range(max(by_epoch, default=-1) + 1)
         ]
         ledger[name] = {"read": read, "held_out": held, "epochs": epochs}
+        if row_tokens is not None:
+            ledger[name]["padding"] = row_tokens[name] - sum(by_epoch.values())
     return ledger
 
 
@@ -128,7 +140,7 @@ def check_ledger(ledger: Mapping[str, Any], row_tokens: Mapping[str, int]) -> li
                 wrong.append(f"domain '{name}', epoch {number}: more tokens used than there are")
             if entry["read"] != epoch["in_rows"] + entry["held_out"] + epoch["left"]:
                 wrong.append(f"domain '{name}', epoch {number}: the tokens do not add up")
-        in_rows = sum(epoch["in_rows"] for epoch in entry["epochs"])
-        if in_rows != row_tokens[name]:
+        in_rows = sum(epoch["in_rows"] for epoch in entry["epochs"]) + entry.get("padding", 0)
+        if in_rows != row_tokens[name] or entry.get("padding", 0) < 0:
             wrong.append(f"domain '{name}': {row_tokens[name]} tokens in rows, {in_rows} traced")
     return wrong

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from mixc.build.schedule import Asked, Schedule, describe, make_schedule
 from mixc.errors import MixcError, located
 from mixc.recipe import Recipe
 from mixc.registry import WRITERS
+from mixc.rows.packing import Layout
 from mixc.store.hashes import key_of
 from mixc.store.store import Store
 from mixc.writers.sequences import StreamSpec
@@ -23,12 +24,17 @@ _BLOCK_TOKENS = 1 << 24
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """The mixture to be built. `domains` is the order of all arrays, [K]."""
+    """The mixture to be built. `domains` is the order of all arrays, [K].
+
+    `room` is the rows that each domain can give at most, `epochs` what it gives.
+    """
 
     domains: tuple[str, ...]
     schedule: Schedule
+    room: NDArray[np.int64]
+    epochs: NDArray[np.float64]
     seq_len: int
-    row_len: int
+    layout: Layout
     shuffle_block: int
     seed: int
     formats: tuple[str, ...]
@@ -44,6 +50,11 @@ class BuildPlan:
     def counts(self) -> Counts:
         """Rows of each domain."""
         return self.schedule.counts
+
+    @property
+    def row_len(self) -> int:
+        """Tokens in a row."""
+        return self.layout.seq_len
 
     @property
     def rows(self) -> int:
@@ -92,9 +103,9 @@ def make_plan(recipe: Recipe, store: Store, stages: Sequence[StageWeights]) -> B
             place=recipe.place("mixture", "tokens"),
             help="ask for more tokens, or for shorter rows",
         )
-    tokens = np.array([domain.training_tokens for domain in store.domains.values()], np.int64)
     length = options.row_tokens
-    room = capacity(tokens, rows=rows, seq_len=length, max_epochs=options.max_epochs)
+    layout = Layout(length, recipe.seed, options.packing)
+    room, epochs_of = _measure(store, layout, rows, options.max_epochs)
     with located(recipe.place("mixture")):
         schedule = make_schedule(asked, rows, room)
     spec = StreamSpec(
@@ -112,14 +123,37 @@ def make_plan(recipe: Recipe, store: Store, stages: Sequence[StageWeights]) -> B
     return BuildPlan(
         domains=domains,
         schedule=schedule,
+        room=room,
+        epochs=np.array(epochs_of(schedule.counts.rows.tolist()), np.float64),
         seq_len=options.seq_len,
-        row_len=length,
+        layout=layout,
         shuffle_block=options.order.shuffle_block,
         seed=recipe.seed,
         formats=tuple(options.formats),
         spec=spec,
         key=_key(recipe, store, schedule),
     )
+
+
+def _measure(
+    store: Store, layout: Layout, rows: int, max_epochs: float | None
+) -> tuple[NDArray[np.int64], Callable[[list[int]], list[float]]]:
+    """The room of each domain, int64[K], and from rows of each to the epochs that they take."""
+    if layout.plain:
+        tokens = [domain.training_tokens for domain in store.domains.values()]
+        room = capacity(
+            np.array(tokens, np.int64), rows=rows, seq_len=layout.seq_len, max_epochs=max_epochs
+        )
+        return room, lambda counts: [
+            count * layout.seq_len / size if size else 0.0
+            for count, size in zip(counts, tokens, strict=True)
+        ]
+    streams = [layout.open(store, name) for name in store.domains]
+    cap = np.inf if max_epochs is None else max_epochs
+    most = [stream.rows_within(cap, rows) for stream in streams]
+    return np.array(most, np.int64), lambda counts: [
+        stream.epochs_of(count) for stream, count in zip(streams, counts, strict=True)
+    ]
 
 
 def _key(recipe: Recipe, store: Store, schedule: Schedule) -> str:

@@ -81,6 +81,7 @@ def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -
     ledger = mixtures.make_ledger(
         {name: (domain.tokens, domain.held_tokens) for name, domain in store.domains.items()},
         taken,
+        None if plan.layout.packing == "concat" else _row_tokens(plan),
     )
     error, bound = order.schedule_error(labels, plan.schedule, shuffle_block=plan.shuffle_block)
     return {
@@ -90,6 +91,7 @@ def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -
         "store_hash": store.store_hash,
         "seq_len": plan.seq_len,
         "row_len": plan.row_len,
+        "packing": plan.layout.packing,
         "rows": plan.rows,
         "tokens": plan.tokens,
         "dtype": str(plan.spec.dtype),
@@ -98,7 +100,7 @@ def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -
             "sha256": store.manifest["tokenizer"]["sha256"],
             "vocab_size": store.vocab_size,
         },
-        "domains": describe_domains(plan, store),
+        "domains": describe_domains(plan),
         "stages": describe(plan.schedule, plan.domains),
         "order": {
             "shuffle_block": plan.shuffle_block,
@@ -114,20 +116,23 @@ def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -
     }
 
 
-def describe_domains(plan: BuildPlan, store: Store) -> dict[str, Any]:
+def _row_tokens(plan: BuildPlan) -> dict[str, int]:
+    return dict(zip(plan.domains, (plan.counts.rows * plan.row_len).tolist(), strict=True))
+
+
+def describe_domains(plan: BuildPlan) -> dict[str, Any]:
     """What each domain gives, and whether the cap on epochs has cut it."""
     domains = {}
     for i, name in enumerate(plan.domains):
         tokens = int(plan.counts.rows[i]) * plan.row_len
-        training = store.domains[name].training_tokens
         domains[name] = {
             "weight": float(plan.weights[i]),
             "realised": float(plan.counts.weights[i]),
             "rows": int(plan.counts.rows[i]),
             "tokens": tokens,
-            "epochs": tokens / training if training else 0.0,
+            "epochs": float(plan.epochs[i]),
             "capped": bool(plan.counts.capped[i]),
-        }
+        } | ({} if plan.layout.plain else {"room": int(plan.room[i])})
     return domains
 
 
@@ -161,7 +166,7 @@ def _gather(
             build_block,
             _tasks(plan, labels, known),
             setup=make_builder,
-            arguments=(store.root, store.store_hash, plan.domains, plan.row_len, plan.seed, stream),
+            arguments=(store.root, store.store_hash, plan.domains, plan.layout, stream),
             workers=workers,
             report=bar.advance,
         ):

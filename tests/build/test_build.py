@@ -49,6 +49,7 @@ def builds(draw):
         "seq_len": draw(st.integers(1, 20)),
         "max_epochs": draw(st.sampled_from([None, 0.4, 1, 2.5, 4])),
         "order": {"shuffle_block": draw(st.sampled_from([1, 2, 7, 1024]))},
+        "packing": draw(st.sampled_from(["concat", "best_fit"])),
     }
     holdout = {"fraction": draw(st.sampled_from([0, 0.1, 0.5]))}
     overrides = {"mixture": mixture, "holdout": holdout, "seed": draw(st.integers(0, 99))}
@@ -72,7 +73,9 @@ def traced(store, mixture):
             copied += document[span["start"] : stop]
             for at in range(span["start"], stop):
                 seen[row["domain"]][span["epoch"], span["document"], at] += 1
-        assert copied == found
+        padding = [store.eot_id] * (len(found) - len(copied))
+        assert copied + padding == found
+        assert not padding or mixture.manifest["packing"] == "best_fit"
         assert row["epoch"] == row["spans"][-1]["epoch"]
     return documents, seen, Counter(row["domain"] for row in rows)
 
@@ -95,7 +98,9 @@ def check_ledger(store, mixture):
             assert read == epoch["in_rows"] + held_out + epoch["left"]
         domain = manifest["domains"][name]
         assert domain["rows"] == rows[name]
-        assert domain["tokens"] == sum(in_rows.values()) == rows[name] * manifest["row_len"]
+        assert domain["tokens"] == rows[name] * manifest["row_len"]
+        assert domain["tokens"] == sum(in_rows.values()) + entry.get("padding", 0)
+        assert ("padding" in entry) == (manifest["packing"] == "best_fit")
 
 
 def check_plan(store, mixture, options):
@@ -103,7 +108,11 @@ def check_plan(store, mixture, options):
     manifest, names = mixture.manifest, sorted(store.domains)
     training = np.array([store.domains[name].training_tokens for name in names])
     cap, length = options["max_epochs"], options["seq_len"]
-    most = training * cap // length if cap else np.where(training, options["rows"], 0)
+    streams = [mixture.layout.open(store, name) for name in names]
+    if mixture.layout.plain:
+        most = training * cap // length if cap else np.where(training, options["rows"], 0)
+    else:
+        most = np.array([one.rows_within(cap or np.inf, options["rows"]) for one in streams])
     weights = np.array([options["weights"][name] for name in names])
     counts = row_counts(weights, options["rows"], most.astype(np.int64))
     for i, name in enumerate(names):
@@ -112,8 +121,10 @@ def check_plan(store, mixture, options):
         assert entry["capped"] == counts.capped[i]
         assert entry["weight"] == weights[i]
         assert entry["realised"] == counts.rows[i] / options["rows"]
-        assert entry["epochs"] == pytest.approx(entry["tokens"] / max(training[i], 1))
+        assert entry["epochs"] == pytest.approx(streams[i].epochs_of(entry["rows"]))
         assert entry["epochs"] <= (cap or np.inf)
+        if mixture.layout.plain:
+            assert entry["epochs"] == pytest.approx(entry["tokens"] / max(training[i], 1))
 
 
 def check_order(mixture):
@@ -160,8 +171,9 @@ BUILD = {"rows": 40, "seq_len": 16, "formats": ["nanogpt", "megatron"]}
 CORPUS = random_corpus(5, {"code": (30, 20), "prose": (20, 40), "web": (60, 12)})
 
 
-def test_blocks_are_cut_anywhere_without_a_trace(tmp_path):
-    make_store(tmp_path, CORPUS, mixture=BUILD)
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_blocks_are_cut_anywhere_without_a_trace(tmp_path, packing):
+    make_store(tmp_path, CORPUS, mixture=BUILD | {"packing": packing, "rows": 80})
     trees = []
     for tokens in (1, 16 * 7, 1 << 24):
         with small_blocks(tokens):
@@ -290,6 +302,21 @@ def test_tokens_are_rounded_down_to_whole_rows(tmp_path):
     path = write_corpus(tmp_path, CORPUS, mixture={**BUILD, "rows": None, "tokens": 16 * 9 + 15})
     mixture = pipeline.run(load(path), workers=1).mixture
     assert (mixture.manifest["rows"], mixture.manifest["tokens"]) == (9, 16 * 9)
+
+
+def test_best_fit_cuts_no_document_that_fits_in_a_row(tmp_path):
+    store, mixture = make_mixture(tmp_path, CORPUS, mixture=BUILD | {"packing": "best_fit"})
+    lengths = {d: [len(tokens) for _, tokens in all_documents(store, d)] for d in store.domains}
+    for row in read_rows(mixture):
+        for span in row["spans"]:
+            length = lengths[row["domain"]][span["document"]]
+            assert span["length"] == min(16, length - span["start"])
+            assert span["start"] % 16 == 0
+    padding = {name: entry["padding"] for name, entry in mixture.manifest["ledger"].items()}
+    assert 0 < sum(padding.values()) < mixture.manifest["tokens"] / 4
+    check_ledger(store, mixture)
+    check_order(mixture)
+    assert verify(mixture.root).traced_rows == 40
 
 
 def test_rows_of_one_token_more_share_none(tmp_path):

@@ -45,6 +45,18 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path, expected, workers
     assert tree_hash(tmp_path / "out") == expected
 
 
+@pytest.mark.parametrize("changed", [{"packing": "best_fit"}, {"row_len": "seq_len+1"}])
+def test_every_way_to_fill_rows_is_the_same_for_two_workers(tmp_path, changed):
+    found = []
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        path = write_corpus(folder, CORPUS, mixture=MIXTURE | changed, holdout=HELD)
+        with small_blocks(BLOCK_TOKENS):
+            pipeline.run(load(path), workers=workers)
+        found.append(tree_hash(folder / "out"))
+    assert found[0] == found[1]
+
+
 def test_the_surroundings_change_nothing(tmp_path, expected):
     write_corpus(tmp_path / "here", CORPUS, mixture=MIXTURE, holdout=HELD)
     write_corpus(tmp_path / "elsewhere/a b", CORPUS, mixture=MIXTURE, holdout=HELD)

@@ -4,6 +4,7 @@ The tokenizer is a list of words: the word `a7` has the id 7, and the last id cl
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -24,6 +25,8 @@ from mixc.store.hashes import hash_file, seal, unseal
 from mixc.tokenize.stage import tokenize
 
 WORDS = 300
+# One format is written by a package that need not be there.
+MISSING = set() if importlib.util.find_spec("array_record") else {"arrayrecord"}
 
 
 def write_tokenizer(path, words=WORDS):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import xxhash
 from build_helpers import (
+    MISSING,
     all_documents,
     every_held_id,
     flat,
@@ -320,12 +321,13 @@ def test_best_fit_cuts_no_document_that_fits_in_a_row(tmp_path):
 
 
 def test_rows_of_one_token_more_share_none(tmp_path):
-    options = BUILD | {"row_len": "seq_len+1", "formats": list(WRITERS)}
+    formats = [name for name in WRITERS if name not in MISSING]
+    options = BUILD | {"row_len": "seq_len+1", "formats": formats}
     store, mixture = make_mixture(tmp_path, CORPUS, mixture=options)
     manifest = mixture.manifest
     assert (manifest["seq_len"], manifest["row_len"], manifest["tokens"]) == (16, 17, 40 * 17)
     assert flat(mixture).shape == (40, 17)
-    for name in WRITERS:
+    for name in formats:
         assert np.array_equal(mixture.read(0, 40, of=name), flat(mixture))
     assert "--block_size=16 " not in manifest["formats"]["nanogpt"]["how_to_load"]
     assert "--block_size=16\n" in manifest["formats"]["nanogpt"]["how_to_load"]

@@ -1,7 +1,6 @@
 """One suite for every output format; then each format's own reader and limits."""
 
 import gzip
-import importlib.util
 import io
 import itertools
 import json
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 from build_helpers import (
+    MISSING,
     all_documents,
     flat,
     make_mixture,
@@ -242,8 +242,6 @@ def read_labels(folder, split, manifest):
 
 CORPUS = random_corpus(4, {"code": (30, 20), "empty-handed": (1, 30), "web": (60, 12)})
 CORPUS["web"] += CORPUS["web"][:30]  # texts twice over: held out, each is exported once
-# One format is written by a package that need not be there.
-MISSING = set() if importlib.util.find_spec("array_record") else {"arrayrecord"}
 NARROW = [name for name in WRITERS if name not in MISSING]
 WIDE = [name for name in NARROW if name != "nanogpt"]
 
@@ -775,6 +773,7 @@ def streaming():
     return pytest.importorskip("streaming", reason=reason)
 
 
+@pytest.mark.readers
 @every_dtype
 @pytest.mark.parametrize("domains", [3, 300])
 @pytest.mark.parametrize(

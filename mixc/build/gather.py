@@ -13,12 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import xxhash
-from mixc_kernels.copy_spans import Pool, gather_spans, make_pool
+from mixc_kernels.copy_spans import Pool, gather_spans, make_pool, widen
 from numpy.typing import NDArray
 
 from mixc.build.provenance import BlockRows, block_table, taken
@@ -63,14 +64,24 @@ class BlockDone:
 
 @dataclass(frozen=True)
 class Builder:
-    """What workers share. The shards of domain d are in `pool` from `first_shard[d]` on."""
+    """What workers share.
+
+    `locks` has one for each domain's stream. The pools hold the columns of every shard, domain by
+    domain: those of domain d from `first_shard[d]` on, int64[K]; `first_document` is the number in
+    its domain of each shard's first document, int64[shards].
+    """
 
     domains: tuple[str, ...]
     streams: tuple[DomainStream, ...]
-    pool: Pool
-    first_shard: tuple[int, ...]
+    locks: tuple[Lock, ...]
+    tokens: Pool
+    doc_ids: Pool
+    offsets: Pool
+    first_shard: Index
+    first_document: Index
     seq_len: int
     dtype: np.dtype[Any]
+    eot_id: int
     path: Path
 
 
@@ -85,10 +96,22 @@ def make_builder(
 
     with ThreadPoolExecutor(workers) as crew:
         streams = tuple(crew.map(open_stream, domains))
-    counts = [len(store.domains[name].shards) for name in domains]
-    shards = [one.shard(i).tokens for one, n in zip(streams, counts, strict=True) for i in range(n)]
-    firsts = tuple(int(n) for n in targets(np.array(counts)))
-    return Builder(domains, streams, make_pool(shards), firsts, seq_len, store.dtype, path)
+    shards = [list(store.documents(name)) for name in domains]
+    every = [shard for mine in shards for shard in mine]
+    return Builder(
+        domains=domains,
+        streams=streams,
+        locks=tuple(Lock() for _ in domains),
+        tokens=make_pool([shard.tokens for shard in every]),
+        doc_ids=make_pool([shard.doc_id for shard in every]),
+        offsets=make_pool([shard.offsets for shard in every]),
+        first_shard=targets(np.array([len(mine) for mine in shards])),
+        first_document=np.concatenate([one.first_document[:-1] for one in streams]),
+        seq_len=seq_len,
+        dtype=store.dtype,
+        eot_id=store.eot_id,
+        path=path,
+    )
 
 
 def build_blocks(
@@ -137,19 +160,29 @@ def build_block(builder: Builder, task: BlockTask, buffer: NDArray[Any]) -> Bloc
 def _write(builder: Builder, task: BlockTask, rows: BlockRows, out: NDArray[Any]) -> str:
     """Put a block's tokens in place, piece by piece, and on the disk; their digest."""
     seq_len, spans = builder.seq_len, rows.spans
-    # Spans are in the order of rows, and within one row end to end.
-    to = targets(spans.length)
+    to, full = _places(spans, seq_len), int(spans.length.sum()) == len(out)
     digest = BlockDigest()
     step = max(1, _PIECE_TOKENS // seq_len)
     for row in range(0, len(task.labels), step):
         begin, piece = row * seq_len, out[row * seq_len : (row + step) * seq_len]
         part = slice(*np.searchsorted(spans.row, [row, row + step]).tolist())
         shard, at, length = rows.shard[part], rows.at[part], spans.length[part]
-        gather_spans(builder.pool, shard, at, to[part] - begin, length, piece)
+        if not full:
+            piece.fill(builder.eot_id)
+        gather_spans(builder.tokens, shard, at, to[part] - begin, length, piece)
         digest.update(piece)
         offset = (task.first * seq_len + begin) * builder.dtype.itemsize
         commit.write_at(builder.path, offset, piece.data.cast("B"))
+    commit.start_sync(builder.path, task.first * seq_len * out.itemsize, out.nbytes)
     return digest.hexdigest()
+
+
+def _places(spans: Spans, seq_len: int) -> Index:
+    """Where in the block each span goes, int64[m]: those of a row follow each other."""
+    begin = targets(spans.length)
+    count = np.bincount(spans.row)
+    count = count[count > 0]
+    return begin - np.repeat(begin[targets(count)], count) + spans.row * seq_len
 
 
 def _sources(builder: Builder, task: BlockTask) -> BlockRows:
@@ -160,45 +193,29 @@ def _sources(builder: Builder, task: BlockTask) -> BlockRows:
         place = np.flatnonzero(task.labels == domain)
         if not len(place):
             continue
-        start = int(task.positions[domain])
-        number = stream.deck(np.arange(start, start + len(place)))
-        # In the order of the stream, neighbours are found close to each other.
-        order = np.argsort(number)
-        number, place = number[order], place[order]
+        position = int(task.positions[domain])
+        # Streams lay epochs out when they are first asked for: once is enough.
+        with builder.locks[domain]:
+            number = stream.deck(np.arange(position, position + len(place)))
+            # In the order of the stream, neighbours are found close to each other.
+            order = np.argsort(number)
+            number, place = number[order], place[order]
+            spans = stream.spans(number)
         numbers[place] = number
-        parts.append((place, domain, stream, stream.spans(number)))
-    columns = [_columns(builder, *part) for part in parts]
-    joined = [np.concatenate(column) for column in zip(*columns, strict=True)]
-    rows = joined[0]
-    small = rows.astype(np.uint16) if len(task.labels) <= 1 << 16 else rows  # sorted faster
-    order = np.argsort(small, kind="stable")
-    row, epoch, document, start_, length, doc_id, shard, at = (one[order] for one in joined)
-    spans = Spans(row, epoch, document, start_, length)
-    return BlockRows(task.first, task.labels, numbers, spans, doc_id, shard, at)
-
-
-def _columns(
-    builder: Builder, place: Index, domain: int, stream: DomainStream, spans: Spans
-) -> tuple[NDArray[Any], ...]:
-    """Of a domain's spans: row of the block, epoch, document, start, length, id, shard, offset."""
-    shard, local = stream.locate(spans.document)
-    doc_id = np.empty(len(local), np.uint64)
-    at = np.empty(len(local), np.int64)
-    for number in np.unique(shard):
-        documents = stream.shard(int(number))
-        mine = shard == number
-        doc_id[mine] = documents.doc_id[local[mine]]
-        at[mine] = documents.offsets[local[mine]]
-    return (
-        place[spans.row],
-        spans.epoch,
-        spans.document,
-        spans.start,
-        spans.length,
-        doc_id,
-        shard + builder.first_shard[domain],
-        at + spans.start,
-    )
+        shard = stream.locate(spans.document)[0] + builder.first_shard[domain]
+        columns = (spans.epoch, spans.document, spans.start, spans.length, shard)
+        parts.append((place[spans.row], *columns))
+    joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    small = joined[0].astype(np.uint16)  # sorted faster
+    order = np.argsort(small if len(task.labels) <= 1 << 16 else joined[0], kind="stable")
+    row, epoch, document, start, length, shard = (column[order] for column in joined)
+    local, each = document - builder.first_document[shard], np.arange(len(row))
+    doc_id, at = np.empty(len(row), np.uint64), np.empty(len(row), np.int64)
+    one = np.ones(len(row), np.int64)
+    gather_spans(builder.doc_ids, shard, local, each, one, doc_id)
+    gather_spans(builder.offsets, shard, local, each, one, at)
+    spans = Spans(row, epoch, document, start, length)
+    return BlockRows(task.first, task.labels, numbers, spans, doc_id, shard, at + start)
 
 
 class BlockDigest:
@@ -213,7 +230,7 @@ class BlockDigest:
         for start in range(0, len(tokens), _HASH_TOKENS):
             part = tokens[start : start + _HASH_TOKENS]
             wide = self._wide[: len(part)]
-            np.copyto(wide, part)
+            widen(part, wide)
             self._state.update(wide.data)
 
     def hexdigest(self) -> str:

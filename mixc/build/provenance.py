@@ -96,8 +96,9 @@ def taken(rows: BlockRows, domains: int) -> tuple[dict[int, int], ...]:
     """The tokens of a block by domain and epoch."""
     sums: tuple[dict[int, int], ...] = tuple({} for _ in range(domains))
     epoch, domain = rows.spans.epoch, rows.labels[rows.spans.row]
-    bins, which = np.unique(epoch * domains + domain, return_inverse=True)
-    tokens = np.bincount(which, rows.spans.length).astype(np.int64)
+    pairs = epoch * domains + domain
+    bins = np.unique(pairs)
+    tokens = np.bincount(np.searchsorted(bins, pairs), rows.spans.length).astype(np.int64)
     for number, count in zip(bins.tolist(), tokens.tolist(), strict=True):
         sums[number % domains][number // domains] = count
     return sums

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from mixc import __version__, progress
 from mixc.build import mixture as mixtures
 from mixc.build import order, provenance
-from mixc.build.gather import BlockTask, build_block, make_builder, stream_hash
+from mixc.build.gather import BlockTask, build_blocks, make_builder, stream_hash
 from mixc.build.held import stage_held_out, stage_together, staged_sequences
 from mixc.build.mixture import Mixture, open_mixture
 from mixc.build.plan import BuildPlan
 from mixc.build.schedule import describe
-from mixc.engine import local
 from mixc.errors import MixcError
 from mixc.registry import WRITERS
 from mixc.store import commit
@@ -66,11 +67,11 @@ def build(
 def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -> dict[str, Any]:
     """Stage every file of the mixture under `tree` and describe it."""
     labels = order.schedule_order(plan.schedule, shuffle_block=plan.shuffle_block, seed=plan.seed)
-    digests, taken, rows = _gather(plan, store, labels, work, tree, workers)
     stream = work / _STREAM
+    staged = _gather(plan, store, labels, stream, tree, workers)
     commit.sync(stream)
     lengths = np.broadcast_to(np.int64(plan.row_len), plan.rows)
-    export = _Exporter(plan, tree)
+    export = _Exporter(plan, tree, {stream: staged.xxh3})
     numbers = labels.astype(label_dtype(len(plan.domains)), copy=False)
     rows_of = staged_sequences(
         stream, plan.spec.dtype, lengths, numbers, plan.domains, row_len=plan.row_len
@@ -80,7 +81,7 @@ def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -
         entry["how_to_load"] = WRITERS[name].load().how_to_load(plan.spec)
     ledger = mixtures.make_ledger(
         {name: (domain.tokens, domain.held_tokens) for name, domain in store.domains.items()},
-        taken,
+        staged.taken,
         None if plan.layout.packing == "concat" else _row_tokens(plan),
     )
     error, bound = order.schedule_error(labels, plan.schedule, shuffle_block=plan.shuffle_block)
@@ -109,10 +110,10 @@ def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -
         },
         "ledger": ledger,
         "block_rows": plan.block_rows,
-        "stream_hash": stream_hash(digests),
+        "stream_hash": stream_hash(staged.digests),
         "formats": formats,
         "holdout": _hold_out(plan, store, work, export),
-        "provenance": rows.as_dict(),
+        "provenance": staged.provenance.as_dict(),
     }
 
 
@@ -144,39 +145,39 @@ def free_bytes(root: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+@dataclass(frozen=True)
+class _Staged:
+    """The staged token stream: digests of its blocks, its XXH3-128, tokens taken, provenance."""
+
+    digests: list[str]
+    xxh3: str
+    taken: dict[str, dict[int, int]]
+    provenance: FileRecord
+
+
 def _gather(
-    plan: BuildPlan,
-    store: Store,
-    labels: order.Labels,
-    work: Path,
-    tree: Path,
-    workers: int,
-) -> tuple[list[str], dict[str, dict[int, int]], FileRecord]:
-    """Stage the token stream and the provenance; digests of blocks, tokens taken, the file."""
-    stream = work / _STREAM
+    plan: BuildPlan, store: Store, labels: order.Labels, stream: Path, tree: Path, workers: int
+) -> _Staged:
+    """Stage the token stream and the provenance."""
     commit.reserve(stream, plan.bytes)
-    known = _read_journal(work / _JOURNAL)
-    digests = []
+    journal = stream.with_name(_JOURNAL)
+    known, digests, whole = _read_journal(journal), [], xxhash.xxh3_128()
     with (
         progress.task("build mixture", plan.rows, "rows") as bar,
         commit.create(tree / provenance.FILE) as file,
     ):
         writer = provenance.RowsWriter(file, plan.domains)
-        for done in local.run(
-            build_block,
-            _tasks(plan, labels, known),
-            setup=make_builder,
-            arguments=(store.root, store.store_hash, plan.domains, plan.layout, stream),
-            workers=workers,
-            report=bar.advance,
-        ):
+        builder = make_builder(store, plan.domains, plan.layout, stream, workers=workers)
+        for done in build_blocks(builder, _tasks(plan, labels, known), workers=workers):
             if known.get(done.number) != done.digest:
                 line = json.dumps({"block": done.number, "xxh3": done.digest})
-                commit.append_line(work / _JOURNAL, line.encode())
+                commit.append_line(journal, line.encode())
             digests.append(done.digest)
-            writer.add(done.table)
+            whole.update(done.tokens.data)
+            writer.add(done.table, done.taken)
+            bar.advance(done.rows)
         writer.close()
-    return digests, writer.taken, file.record(provenance.FILE)
+    return _Staged(digests, whole.hexdigest(), writer.taken, file.record(provenance.FILE))
 
 
 def _read_journal(path: Path) -> dict[int, str]:
@@ -205,22 +206,24 @@ def _tasks(plan: BuildPlan, labels: order.Labels, known: Mapping[int, str]) -> l
 class _Exporter:
     """Writes sequences in every format of a plan; a file under two names is hashed once."""
 
-    def __init__(self, plan: BuildPlan, tree: Path) -> None:
+    def __init__(self, plan: BuildPlan, tree: Path, known: Mapping[Path, str]) -> None:
         self._formats, self._tree = plan.formats, tree
-        self._hashes: dict[int, str] = {}
+        self._hashes = {path.stat().st_ino: xxh3 for path, xxh3 in known.items()}
 
     def __call__(self, prefix: str, sequences: Sequences, split: str) -> dict[str, Any]:
         formats = {}
         for name in self._formats:
-            folder = self._tree / prefix / name
-            files = WRITERS[name].load().write(sequences, Folder(folder), split)
-            formats[name] = {"files": [self._record(folder / file).as_dict() for file in files]}
+            path = self._tree / prefix / name
+            folder = Folder(path)
+            files = WRITERS[name].load().write(sequences, folder, split)
+            records = [self._record(path / file, folder.hashes.get(file)) for file in files]
+            formats[name] = {"files": [record.as_dict() for record in records]}
         return formats
 
-    def _record(self, path: Path) -> FileRecord:
+    def _record(self, path: Path, xxh3: str | None) -> FileRecord:
         status = path.stat()
         if status.st_ino not in self._hashes:
-            self._hashes[status.st_ino] = hash_file(path)
+            self._hashes[status.st_ino] = xxh3 or hash_file(path)
         name = path.relative_to(self._tree).as_posix()
         return FileRecord(name, status.st_size, self._hashes[status.st_ino])
 

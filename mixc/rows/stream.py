@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from mixc_kernels.copy_spans import copy_spans
+from mixc_kernels.cut_pieces import cut_pieces
 from numpy.typing import NDArray
 
 from mixc.errors import MixcError, Place
@@ -132,17 +133,9 @@ class DomainStream:
     def _within(self, number: int, row: Index, begin: Index, end: Index) -> Spans:
         """The spans of pieces that lie in one epoch."""
         epoch = self._epoch(number)
-        first = np.searchsorted(epoch.ends, begin, side="right")
-        last = np.searchsorted(epoch.ends, end - 1, side="right")
-        count = last - first + 1
-        piece = np.repeat(np.arange(len(row)), count)
-        place = first[piece] + count_up(count)
-        lengths = self.lengths[epoch.order[place]]
-        document_begin = epoch.ends[place] - lengths
-        start = np.maximum(begin[piece] - document_begin, 0)
-        stop = np.minimum(end[piece] - document_begin, lengths)
-        document = self.training[epoch.order[place]]
-        return Spans(row[piece], np.full(len(piece), number), document, start, stop - start)
+        piece, local, start, length = cut_pieces(epoch.ends, epoch.order, self.lengths, begin, end)
+        epochs = np.full(len(piece), number)
+        return Spans(row[piece], epochs, self.training[local], start, length)
 
     def epoch_order(self, epoch: int) -> Index:
         """The training documents in the order of an epoch, int64[n]."""
@@ -194,6 +187,8 @@ _FIELDS = ("row", "epoch", "document", "start", "length")
 
 def join_spans(parts: list[Spans]) -> Spans:
     """Spans of several epochs, each in order, put in order: by row, then by epoch."""
+    if len(parts) == 1:
+        return parts[0]
     joined = Spans(*(_joined([getattr(p, f) for p in parts], np.int64) for f in _FIELDS))
     order = np.lexsort((joined.epoch, joined.row))  # stable: pieces of an epoch are in order
     return Spans(*(getattr(joined, name)[order] for name in _FIELDS))

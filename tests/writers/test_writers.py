@@ -1,6 +1,7 @@
 """One suite for every output format; then each format's own reader and limits."""
 
 import gzip
+import importlib.util
 import io
 import itertools
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from itertools import pairwise
 from pathlib import Path
 
@@ -371,11 +373,28 @@ def tokens_of(sample):
     return sample["tokens" if "tokens" in sample else "input_ids"]
 
 
+def make_torchvision_importable():
+    """MosaicML Streaming imports it, for images alone: a build that is not torch's, as one for
+    CUDA beside a torch for the CPU, cannot even be imported, and is made empty here.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError):
+        for name in ("", ".datasets", ".transforms", ".transforms.functional"):
+            spec = ModuleSpec(f"torchvision{name}", None, is_package=True)
+            module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+            module.__file__ = __file__  # torch asks for it
+        sys.modules["torchvision.datasets"].VisionDataset = object
+        sys.modules["torchvision.transforms.functional"].to_tensor = None
+
+
 @pytest.mark.readers
 @every_format
 def test_the_lines_to_paste_work(built, name):
     _, mixture = built
     lines = mixture.manifest["formats"][name]["how_to_load"]
+    if name == "mds":
+        make_torchvision_importable()
     for module in re.findall(r"^from (\S+) import", lines, re.MULTILINE):
         if not module.startswith(("numpy", "mixc")):
             pytest.importorskip(module, reason=f"the real reader, {module}, is not installed")
@@ -769,6 +788,7 @@ def test_ids_over_int32_are_refused(name):
 
 
 def streaming():
+    make_torchvision_importable()
     reason = "MosaicML Streaming is not installed: pip install mosaicml-streaming"
     return pytest.importorskip("streaming", reason=reason)
 

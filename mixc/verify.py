@@ -142,7 +142,7 @@ def _check_ledger(mixture: Mixture, report: Report) -> None:
     reads = {name: (entry["read"], entry["held_out"]) for name, entry in claimed.items()}
     total, row_tokens = manifest["rows"], {n: rows[n] * mixture.row_len for n in rows}
     padded = None if mixture.layout.packing == "concat" else row_tokens
-    if mixtures.make_ledger(reads, taken, padded) != claimed:
+    if mixtures.make_ledger(reads, taken, padded, _drawn(mixture)) != claimed:
         report.wrong("the ledger is not what the provenance adds up to", path)
     if (sum(rows.values()), sum(row_tokens.values())) != (total, manifest["tokens"]):
         report.wrong("the rows of the mixture are not what the provenance says", path)
@@ -174,7 +174,7 @@ def _check_weights(mixture: Mixture, report: Report) -> Schedule:
             max_epochs=manifest["max_epochs"],
         )
         if mixture.layout.plain
-        else np.array([entry["room"] for entry in domains.values()], np.int64)
+        else np.array([entry.get("room", 0) for entry in domains.values()], np.int64)
     )
     schedule = make_schedule(_asked(mixture), total, room)
     counts = zip(schedule.counts.rows.tolist(), schedule.counts.capped.tolist(), strict=True)
@@ -265,7 +265,7 @@ def _check_store(mixture: Mixture, store: Store, report: Report) -> None:
 def _trace(mixture: Mixture, store: Store, report: Report) -> None:
     """Derive every row's sources again, and compare its tokens with theirs."""
     manifest = mixture.manifest
-    streams = {name: mixture.layout.open(store, name) for name in manifest["domains"]}
+    streams = mixture.streams(store)
     if not mixture.layout.plain:
         _check_room(mixture, streams, report)
     done = dict.fromkeys(streams, 0)
@@ -294,8 +294,31 @@ def _check_room(mixture: Mixture, streams: dict[str, DomainStream], report: Repo
     cap = mixture.manifest["max_epochs"] or np.inf
     for name, entry in mixture.manifest["domains"].items():
         room = streams[name].rows_within(cap, mixture.manifest["rows"])
-        if (room, streams[name].epochs_of(entry["rows"])) != (entry["room"], entry["epochs"]):
+        if (room, streams[name].epochs_of(entry["rows"])) != (entry.get("room"), entry["epochs"]):
             report.wrong(f"the rows of '{name}' are not the epochs that the manifest says")
+    if mixture.layout.weighted:
+        _check_drawn(mixture, streams, report)
+
+
+def _drawn(mixture: Mixture) -> dict[str, dict[int, int]] | None:
+    """What the ledger says of the tokens drawn by documents' weights, by epoch."""
+    if not mixture.layout.weighted:
+        return None
+    ledger = mixture.manifest["ledger"]
+    return {
+        name: {number: epoch.get("drawn", 0) for number, epoch in enumerate(entry["epochs"])}
+        for name, entry in ledger.items()
+    }
+
+
+def _check_drawn(mixture: Mixture, streams: dict[str, DomainStream], report: Report) -> None:
+    """See that each epoch has the tokens that the weights of documents give it."""
+    for name, said in (_drawn(mixture) or {}).items():
+        if any(streams[name].drawn(number) != size for number, size in said.items()):
+            report.wrong(f"the tokens drawn of '{name}' are not those of its documents' weights")
+    known = sum(stream.weighted for stream in streams.values())
+    if known != mixture.manifest["document_weights"]["known"]:
+        report.wrong(f"{known} documents of the store have weights, not what the manifest says")
 
 
 def _same_sources(rows: pa.Table, stream: DomainStream, first: int) -> bool:

@@ -18,6 +18,7 @@ from mixc.engine.local import Report
 from mixc.errors import MixcError, Place
 from mixc.rows.packing import Layout
 from mixc.rows.stream import DomainStream, Spans, within_rows
+from mixc.rows.weights import read_weights
 from mixc.store import commit
 from mixc.store.store import open_store
 
@@ -65,13 +66,18 @@ def make_builder(
     store_hash: str,
     domains: tuple[str, ...],
     layout: Layout,
+    weights: Path | None,
     path: Path,
 ) -> Builder:
-    """Set a worker up: the store mapped, its streams opened, the staged output at `path`."""
+    """Set a worker up: the store mapped, its streams opened, the staged output at `path`.
+
+    `weights` is a file of the documents' weights.
+    """
     store = open_store(store_root)
     if store.store_hash != store_hash:
         raise MixcError("MX045", "the store was replaced meanwhile", place=Place(str(store_root)))
-    streams = tuple(layout.open(store, name) for name in domains)
+    read = None if weights is None else read_weights(weights)
+    streams = layout.open(store, domains, read)
     return Builder(domains, streams, layout.seq_len, store.dtype, store.eot_id, path)
 
 

@@ -21,6 +21,7 @@ from mixc.build.schedule import describe
 from mixc.engine import local
 from mixc.errors import MixcError
 from mixc.registry import WRITERS
+from mixc.rows.weights import FILE as WEIGHTS_FILE
 from mixc.store import commit
 from mixc.store.hashes import FileRecord, hash_file, key_of, seal
 from mixc.store.store import Store
@@ -66,6 +67,8 @@ def build(
 def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -> dict[str, Any]:
     """Stage every file of the mixture under `tree` and describe it."""
     labels = order.schedule_order(plan.schedule, shuffle_block=plan.shuffle_block, seed=plan.seed)
+    weights = plan.supply.weights
+    weights_file = None if weights is None else weights.write(tree)
     digests, taken, rows = _gather(plan, store, labels, work, tree, workers)
     stream = work / _STREAM
     commit.sync(stream)
@@ -80,6 +83,7 @@ def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -
         {name: (domain.tokens, domain.held_tokens) for name, domain in store.domains.items()},
         taken,
         None if plan.layout.packing == "concat" else _row_tokens(plan),
+        plan.supply.drawn(taken),
     )
     error, bound = order.schedule_error(labels, plan.schedule, shuffle_block=plan.shuffle_block)
     return {
@@ -111,7 +115,16 @@ def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -
         "formats": formats,
         "holdout": _hold_out(plan, store, work, export),
         "provenance": rows.as_dict(),
-    }
+    } | _describe_weights(plan, weights_file)
+
+
+def _describe_weights(plan: BuildPlan, file: FileRecord | None) -> dict[str, Any]:
+    """What the manifest says of documents' weights: how many are given, how many are known."""
+    weights = plan.supply.weights
+    if weights is None or file is None:
+        return {}
+    counted = {"documents": len(weights.ids), "known": plan.supply.known}
+    return {"document_weights": {"file": file.as_dict(), **counted}}
 
 
 def _row_tokens(plan: BuildPlan) -> dict[str, int]:
@@ -120,7 +133,7 @@ def _row_tokens(plan: BuildPlan) -> dict[str, int]:
 
 def describe_domains(plan: BuildPlan) -> dict[str, Any]:
     """What each domain gives, and whether the cap on epochs has cut it."""
-    domains = {}
+    domains, epochs = {}, plan.supply.epochs(plan.counts.rows)
     for i, name in enumerate(plan.domains):
         tokens = int(plan.counts.rows[i]) * plan.row_len
         domains[name] = {
@@ -128,7 +141,7 @@ def describe_domains(plan: BuildPlan) -> dict[str, Any]:
             "realised": float(plan.counts.weights[i]),
             "rows": int(plan.counts.rows[i]),
             "tokens": tokens,
-            "epochs": float(plan.epochs[i]),
+            "epochs": epochs[i],
             "capped": bool(plan.counts.capped[i]),
         } | ({} if plan.layout.plain else {"room": int(plan.room[i])})
     return domains
@@ -164,7 +177,14 @@ def _gather(
             build_block,
             _tasks(plan, labels, known),
             setup=make_builder,
-            arguments=(store.root, store.store_hash, plan.domains, plan.layout, stream),
+            arguments=(
+                store.root,
+                store.store_hash,
+                plan.domains,
+                plan.layout,
+                tree / WEIGHTS_FILE if plan.layout.weighted else None,
+                stream,
+            ),
             workers=workers,
             report=bar.advance,
         ):

@@ -29,7 +29,7 @@ ENGINES = ("auto", "fastokens", "gigatoken", "tokenizers")
 REMOTE = ("s3", "gs", "https", "http", "hf")
 WEIGHT_WORDS = ("solved", "natural", "uniform", "unimax")
 RECIPE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-LATER_KEYS = ("stages", "row_len", "packing")
+LATER_KEYS = ("stages", "row_len", "packing", "document_weights")
 RESERVED_NAMES = ("manifest.json", "tokenizer.json", "holdout.arrow")
 DOMAIN_NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 
@@ -360,6 +360,10 @@ class Mixture(Strict):
     packing: Literal["concat", "best_fit"] = Field(
         default="concat",
         description="concat: documents end to end; best_fit: whole documents, and padding",
+    )
+    document_weights: LocalPath | None = Field(
+        default=None,
+        description="parquet of doc_id and weight: how often documents appear in an epoch",
     )
     order: Order = Field(default=Order(), description="how rows follow each other")
     stages: Stages = Field(

@@ -4,7 +4,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from build_helpers import make_mixture, mixc, random_corpus, reseal, small_blocks, write_corpus
+from build_helpers import (
+    all_documents,
+    make_mixture,
+    make_store,
+    mixc,
+    random_corpus,
+    reseal,
+    small_blocks,
+    write_corpus,
+    write_document_weights,
+)
 
 from mixc import pipeline
 from mixc.build.gather import block_digest, stream_hash
@@ -256,6 +266,57 @@ def test_a_manifest_that_lies_of_packed_rows_is_found(packed, tmp_path, lie):
     assert verify(out / "mixture").traced_rows == 13
     reseal(out / "mixture/mixture.json", SCHEMA, PACKED_LIES[lie])
     assert {code for code, _, _ in problems(out / "mixture")} == {"MX040"}
+
+
+# ---- documents with weights ----
+
+
+@pytest.fixture(scope="module")
+def weighted(tmp_path_factory):
+    """The same under documents' weights and a cap on epochs."""
+    folder, options = tmp_path_factory.mktemp("weighted"), {"document_weights": "w.parquet"}
+    store = make_store(folder, CORPUS, mixture=MIXTURE | options | {"max_epochs": 2})
+    ids = [doc_id for doc_id, _ in all_documents(store, "web")]
+    write_document_weights(folder / "w.parquet", dict.fromkeys(ids, 1.5))
+    with small_blocks(16 * 5):
+        pipeline.build_mixture(load(folder / "recipe.yaml"), workers=1)
+    return folder / "out"
+
+
+def _draw_more(data):
+    epoch = data["ledger"]["web"]["epochs"][0]
+    epoch["drawn"] += 1
+    epoch["left"] += 1
+
+
+WEIGHTED_LIES = {
+    "drawn": _draw_more,
+    "no drawn": lambda data: data["ledger"]["web"]["epochs"][0].pop("drawn"),
+    "epochs": _drop_epoch,
+    "known": _set("document_weights", "known", value=1),
+    "no weights": lambda data: data.pop("document_weights"),
+    "room": _set("domains", "web", "room", value=10),
+    "domain epochs": _set("domains", "web", "epochs", value=0.5),
+}
+
+
+@pytest.mark.parametrize("lie", WEIGHTED_LIES)
+def test_a_manifest_that_lies_of_documents_weights_is_found(weighted, tmp_path, lie):
+    out = shutil.copytree(weighted, tmp_path / "out")
+    assert verify(out / "mixture").traced_rows == 13
+    reseal(out / "mixture/mixture.json", SCHEMA, WEIGHTED_LIES[lie])
+    assert {code for code, _, _ in problems(out / "mixture")} == {"MX040"}
+
+
+def test_other_weights_of_documents_are_found(weighted, tmp_path):
+    mixture = shutil.copytree(weighted, tmp_path / "out") / "mixture"
+    name = "document_weights.parquet"
+    ids = pq.read_table(mixture / name)["doc_id"].to_pylist()
+    (mixture / name).write_bytes((mixture / name).read_bytes()[:-1])
+    expect_damage(mixture, name)
+    write_document_weights(mixture / name, dict.fromkeys(ids, 2.0))
+    forge(mixture, name)
+    assert {code for code, _, _ in problems(mixture)} == {"MX040"}
 
 
 def test_padding_that_is_no_padding_is_found(packed, tmp_path):

@@ -23,7 +23,7 @@ from mixc_kernels.copy_spans import Pool, gather_spans, make_pool, widen
 from numpy.typing import NDArray
 
 from mixc.build.provenance import BlockRows, block_table, taken
-from mixc.rows.packing import Layout
+from mixc.build.supply import Supply
 from mixc.rows.stream import DomainStream, Spans, targets, within_rows
 from mixc.store import commit
 from mixc.store.store import Store
@@ -87,16 +87,18 @@ class Builder:
 
 
 def make_builder(
-    store: Store, domains: tuple[str, ...], layout: Layout, path: Path, *, workers: int
+    store: Store, supply: Supply, domains: tuple[str, ...], path: Path, *, workers: int
 ) -> Builder:
     """Map the store; the staged stream is at `path`."""
     _ = store.all_held_ids  # read once, before threads ask for it
 
     def open_stream(name: str) -> DomainStream:
-        return layout.open(store, name)
+        return supply.layout.open(store, [name])[0]
 
-    with ThreadPoolExecutor(workers) as crew:
-        streams = tuple(crew.map(open_stream, domains))
+    streams = supply.streams
+    if not streams:
+        with ThreadPoolExecutor(workers) as crew:
+            streams = tuple(crew.map(open_stream, domains))
     shards = [list(store.documents(name)) for name in domains]
     every = [shard for mine in shards for shard in mine]
     return Builder(
@@ -108,7 +110,7 @@ def make_builder(
         offsets=make_pool([shard.offsets for shard in every]),
         first_shard=targets(np.array([len(mine) for mine in shards])),
         first_document=np.concatenate([one.first_document[:-1] for one in streams]),
-        seq_len=layout.seq_len,
+        seq_len=supply.layout.seq_len,
         dtype=store.dtype,
         eot_id=store.eot_id,
         path=path,

@@ -67,6 +67,8 @@ def build(
 def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -> dict[str, Any]:
     """Stage every file of the mixture under `tree` and describe it."""
     labels = order.schedule_order(plan.schedule, shuffle_block=plan.shuffle_block, seed=plan.seed)
+    weights = plan.supply.weights
+    weights_file = None if weights is None else weights.write(tree)
     stream = work / _STREAM
     staged = _gather(plan, store, labels, stream, tree, workers)
     commit.sync(stream)
@@ -83,6 +85,7 @@ def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -
         {name: (domain.tokens, domain.held_tokens) for name, domain in store.domains.items()},
         staged.taken,
         None if plan.layout.packing == "concat" else _row_tokens(plan),
+        plan.supply.drawn(staged.taken),
     )
     error, bound = order.schedule_error(labels, plan.schedule, shuffle_block=plan.shuffle_block)
     return {
@@ -114,7 +117,16 @@ def _make(plan: BuildPlan, store: Store, work: Path, tree: Path, workers: int) -
         "formats": formats,
         "holdout": _hold_out(plan, store, work, export),
         "provenance": staged.provenance.as_dict(),
-    }
+    } | _describe_weights(plan, weights_file)
+
+
+def _describe_weights(plan: BuildPlan, file: FileRecord | None) -> dict[str, Any]:
+    """What the manifest says of documents' weights: how many are given, how many are known."""
+    weights = plan.supply.weights
+    if weights is None or file is None:
+        return {}
+    counted = {"documents": len(weights.ids), "known": plan.supply.known}
+    return {"document_weights": {"file": file.as_dict(), **counted}}
 
 
 def _row_tokens(plan: BuildPlan) -> dict[str, int]:
@@ -123,7 +135,7 @@ def _row_tokens(plan: BuildPlan) -> dict[str, int]:
 
 def describe_domains(plan: BuildPlan) -> dict[str, Any]:
     """What each domain gives, and whether the cap on epochs has cut it."""
-    domains = {}
+    domains, epochs = {}, plan.supply.epochs(plan.counts.rows)
     for i, name in enumerate(plan.domains):
         tokens = int(plan.counts.rows[i]) * plan.row_len
         domains[name] = {
@@ -131,7 +143,7 @@ def describe_domains(plan: BuildPlan) -> dict[str, Any]:
             "realised": float(plan.counts.weights[i]),
             "rows": int(plan.counts.rows[i]),
             "tokens": tokens,
-            "epochs": float(plan.epochs[i]),
+            "epochs": epochs[i],
             "capped": bool(plan.counts.capped[i]),
         } | ({} if plan.layout.plain else {"room": int(plan.room[i])})
     return domains
@@ -167,7 +179,7 @@ def _gather(
         commit.create(tree / provenance.FILE) as file,
     ):
         writer = provenance.RowsWriter(file, plan.domains)
-        builder = make_builder(store, plan.domains, plan.layout, stream, workers=workers)
+        builder = make_builder(store, plan.supply, plan.domains, stream, workers=workers)
         for done in build_blocks(builder, _tasks(plan, labels, known), workers=workers):
             if known.get(done.number) != done.digest:
                 line = json.dumps({"block": done.number, "xxh3": done.digest})

@@ -11,7 +11,7 @@ Index = NDArray[np.int64]
 
 
 class Borders:
-    """The epochs of an endless stream, in its tokens or rows; each has at least one.
+    """The epochs of an endless stream, in its tokens or rows; each that is asked for has one.
 
     `size` is what every epoch has, or a function of the epoch: then each is counted once those
     before it are.
@@ -34,7 +34,7 @@ class Borders:
         """The epoch that each place lies in, int64[n]."""
         if self._even is not None:
             return places // self._even
-        while self._begin[-1] <= places.max(initial=0):
+        while self._begin[-1] <= places.max(initial=-1):
             self._count()
         return np.searchsorted(np.array(self._begin), places, side="right") - 1
 

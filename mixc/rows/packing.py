@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from mixc.rows.borders import Borders
 from mixc.rows.stream import DomainStream, Spans, count_up, join_spans
+from mixc.rows.weights import DocumentWeights
 from mixc.store.store import Store
 
 Index = NDArray[np.int64]
@@ -20,21 +22,30 @@ _EPOCHS_HELD = 2
 
 @dataclass(frozen=True)
 class Layout:
-    """How documents are laid in rows of `seq_len` tokens; `packing` is concat or best_fit."""
+    """How documents are laid in rows of `seq_len` tokens.
+
+    `packing` is concat or best_fit; `weighted`, whether documents have weights.
+    """
 
     seq_len: int
     seed: int
     packing: str = "concat"
+    weighted: bool = False
 
     @property
     def plain(self) -> bool:
         """Whether the tokens of a domain alone tell how many rows it has."""
-        return self.packing == "concat"
+        return self.packing == "concat" and not self.weighted
 
-    def open(self, store: Store, domain: str) -> DomainStream:
-        """The stream of a domain."""
+    def open(
+        self, store: Store, domains: Iterable[str], weights: DocumentWeights | None = None
+    ) -> tuple[DomainStream, ...]:
+        """The streams of domains; `weights` are there if the layout is weighted."""
         kind = PackedStream if self.packing == "best_fit" else DomainStream
-        return kind(store, domain, seq_len=self.seq_len, seed=self.seed)
+        return tuple(
+            kind(store, name, seq_len=self.seq_len, seed=self.seed, weights=weights)
+            for name in domains
+        )
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mixc.errors import MixcError, Place
 from mixc.rng import Stream
 from mixc.rows.borders import Borders
+from mixc.rows.weights import ONE, DocumentWeights, draw
 from mixc.store.shard import Documents
 from mixc.store.store import Store
 
@@ -46,9 +47,21 @@ class _Epoch:
 
 
 class DomainStream:
-    """The stream of one domain, cut into rows of `seq_len` tokens."""
+    """The stream of one domain, cut into rows of `seq_len` tokens.
 
-    def __init__(self, store: Store, domain: str, *, seq_len: int, seed: int) -> None:
+    With `weights`, an epoch has each document as often as it is drawn (`mixc.rows.weights`), and
+    its size changes. Raises MX061 if a domain's documents weigh too little or too much.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        domain: str,
+        *,
+        seq_len: int,
+        seed: int,
+        weights: DocumentWeights | None = None,
+    ) -> None:
         self.domain, self.seq_len, self.seed = domain, seq_len, seed
         self._shards = list(store.documents(domain))
         self._dtype, self._eot_id = store.dtype, store.eot_id
@@ -67,13 +80,40 @@ class DomainStream:
             )
         self.training = np.flatnonzero(~np.isin(ids, store.all_held_ids))
         self.lengths = lengths[self.training]
-        self.epoch_tokens = int(self.lengths.sum())
+        self.epoch_tokens = int(self.lengths.sum())  # were all weights 1
+        self._units, self.weighted = None, 0
+        if weights is not None:
+            self._units, given = weights.of(ids[self.training])
+            self.weighted = int(given.sum())
+            self._check_weights()
         self._epoch = lru_cache(_EPOCHS_HELD)(self._lay_out_epoch)
         self._deck_order = lru_cache(_EPOCHS_HELD)(self._shuffle_rows)
         self._borders, self._step = self._begins(), self._row_step()
 
+    def _check_weights(self) -> None:
+        # In float64: an int64 may overflow.
+        total = self._units.sum(dtype=np.float64) if self._units is not None else 0.0
+        if 0 < total < ONE or total >= 1 << 62:
+            raise MixcError(
+                "MX061",
+                f"the documents of domain '{self.domain}' weigh {total / ONE:.3g} in all, which "
+                f"gives epochs without {'a document' if total < ONE else 'end'}",
+                help="scale the weights of documents, so that about 1 is the rule",
+            )
+
+    @property
+    def empty(self) -> bool:
+        """Whether its epochs hold nothing."""
+        return not (len(self.training) if self._units is None else self._units.any())
+
+    def drawn(self, epoch: int) -> int:
+        """Tokens of the documents of an epoch, each as often as it is drawn."""
+        return int(self.lengths[self.epoch_order(epoch)].sum())
+
     def _begins(self) -> Borders:
-        return Borders(self.epoch_tokens)
+        if self._units is None:
+            return Borders(self.epoch_tokens)
+        return Borders(lambda epoch: int(self._epoch(epoch).ends[-1]))
 
     def _row_step(self) -> int:
         """How far it is from row to row, in what the borders of epochs are counted in."""
@@ -81,7 +121,7 @@ class DomainStream:
 
     def rows_within(self, epochs: float, most: int) -> int:
         """Rows of the first so many epochs, a part of the last rounded down; `most` at most."""
-        if not self.epoch_tokens:
+        if self.empty:
             return 0
         return self._borders.within(epochs, most * self._step) // self._step
 
@@ -139,6 +179,8 @@ class DomainStream:
 
     def epoch_order(self, epoch: int) -> Index:
         """The training documents in the order of an epoch, int64[n]."""
+        if self._units is not None:
+            return draw(self._units, seed=self.seed, domain=self.domain, epoch=epoch)
         return Stream(self.seed, "documents", self.domain, epoch).permutation(len(self.training))
 
     def _lay_out_epoch(self, epoch: int) -> _Epoch:

@@ -21,7 +21,7 @@ from mixc.build.schedule import Asked, Schedule, asked_of, constant, describe, m
 from mixc.build.source import store_of
 from mixc.store.shard import token_dtype
 from mixc.verify.report import Report, check_files, files_of, well_formed
-from mixc.verify.sources import source_checks
+from mixc.verify.sources import drawn_of, source_checks
 from mixc.writers.sequences import label_dtype
 
 _SUFFIX = ".domains"
@@ -77,7 +77,7 @@ def _check_ledger(mixture: Mixture, report: Report) -> NDArray[np.uint16]:
     reads = {name: (entry["read"], entry["held_out"]) for name, entry in claimed.items()}
     total, row_tokens = manifest["rows"], {n: rows[n] * mixture.row_len for n in rows}
     padded = None if mixture.layout.packing == "concat" else row_tokens
-    if mixtures.make_ledger(reads, taken, padded) != claimed:
+    if mixtures.make_ledger(reads, taken, padded, drawn_of(mixture)) != claimed:
         report.wrong("the ledger is not what the provenance adds up to", path)
     if (sum(rows.values()), sum(row_tokens.values())) != (total, manifest["tokens"]):
         report.wrong("the rows of the mixture are not what the provenance says", path)
@@ -153,7 +153,7 @@ def _check_weights(mixture: Mixture, report: Report) -> Schedule:
             max_epochs=manifest["max_epochs"],
         )
         if mixture.layout.plain
-        else np.array([entry["room"] for entry in domains.values()], np.int64)
+        else np.array([entry.get("room", 0) for entry in domains.values()], np.int64)
     )
     schedule = make_schedule(_asked(mixture), total, room)
     counts = zip(schedule.counts.rows.tolist(), schedule.counts.capped.tolist(), strict=True)

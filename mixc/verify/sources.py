@@ -104,13 +104,10 @@ def _trace(
     """Derive rows' sources again, and compare their tokens with theirs."""
     manifest, step = mixture.manifest, mixture.manifest["block_rows"]
     counts = np.bincount(labels, minlength=len(manifest["domains"]))
-    streams = {
-        number: mixture.layout.open(store, name)
-        for number, name in enumerate(manifest["domains"])
-        if counts[number] or not mixture.layout.plain
-    }
+    opened = mixture.streams(store)
     if not mixture.layout.plain:
-        _check_room(mixture, streams, report)
+        _check_room(mixture, opened, report)
+    streams = {n: stream for n, stream in enumerate(opened.values()) if counts[n]}
     report.groups = -(-len(labels) // step)
     chosen = range(report.groups) if full else sample(report.groups, manifest["seed"])
     done, upto, before = np.zeros_like(counts), 0, len(report.problems)
@@ -132,14 +129,36 @@ def _trace(
             task.advance(table.num_rows)
 
 
-def _check_room(mixture: Mixture, streams: Mapping[int, DomainStream], report: Report) -> None:
+def _check_room(mixture: Mixture, streams: Mapping[str, DomainStream], report: Report) -> None:
     """See that the rows of each domain, at most and in fact, are as many epochs as it says."""
     cap = mixture.manifest["max_epochs"] or np.inf
-    for stream in streams.values():
-        entry = mixture.manifest["domains"][stream.domain]
-        room = stream.rows_within(cap, mixture.manifest["rows"])
-        if (room, stream.epochs_of(entry["rows"])) != (entry["room"], entry["epochs"]):
-            report.wrong(f"the rows of '{stream.domain}' are not the epochs that it says")
+    for name, entry in mixture.manifest["domains"].items():
+        room = streams[name].rows_within(cap, mixture.manifest["rows"])
+        if (room, streams[name].epochs_of(entry["rows"])) != (entry.get("room"), entry["epochs"]):
+            report.wrong(f"the rows of '{name}' are not the epochs that the manifest says")
+    if mixture.layout.weighted:
+        _check_drawn(mixture, streams, report)
+
+
+def drawn_of(mixture: Mixture) -> dict[str, dict[int, int]] | None:
+    """What the ledger says of the tokens drawn by documents' weights, by domain and epoch."""
+    if not mixture.layout.weighted:
+        return None
+    ledger = mixture.manifest["ledger"]
+    return {
+        name: {number: epoch.get("drawn", 0) for number, epoch in enumerate(entry["epochs"])}
+        for name, entry in ledger.items()
+    }
+
+
+def _check_drawn(mixture: Mixture, streams: Mapping[str, DomainStream], report: Report) -> None:
+    """See that each epoch has the tokens that the weights of documents give it."""
+    for name, said in (drawn_of(mixture) or {}).items():
+        if any(streams[name].drawn(number) != size for number, size in said.items()):
+            report.wrong(f"the tokens drawn of '{name}' are not those of its documents' weights")
+    known = sum(stream.weighted for stream in streams.values())
+    if known != mixture.manifest["document_weights"]["known"]:
+        report.wrong(f"{known} documents of the store have weights, not what the manifest says")
 
 
 def _trace_group(

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from build_helpers import (
     tijdeman,
     worst_error,
     write_corpus,
+    write_document_weights,
 )
 from helpers import write_jsonl
 from hypothesis import assume, given, settings
@@ -81,22 +83,42 @@ def traced(store, mixture):
     return documents, seen, Counter(row["domain"] for row in rows)
 
 
+def drawn_copies(store, mixture):
+    """A function of (domain, epoch): how often each document is drawn, by its number."""
+    streams = mixture.streams(store)
+
+    @cache
+    def copies(name, epoch):
+        stream = streams[name]
+        return Counter(stream.training[stream.epoch_order(epoch)].tolist())
+
+    return copies
+
+
 def check_ledger(store, mixture):
     documents, seen, rows = traced(store, mixture)
     held, manifest = every_held_id(store), mixture.manifest
+    copies = drawn_copies(store, mixture)
     for name, entry in manifest["ledger"].items():
-        # In an epoch each token is read once at most, and none that is held out.
-        assert max(seen[name].values(), default=1) == 1
+        # In an epoch each token is read once at most for each copy, and none that is held out.
+        for (epoch, number, _), times in seen[name].items():
+            assert times <= copies(name, epoch)[number]
         assert not {documents[name][number][0] for _, number, _ in seen[name]} & held
         read = sum(len(tokens) for _, tokens in documents[name])
         held_out = sum(len(tokens) for doc_id, tokens in documents[name] if doc_id in held)
-        in_rows = Counter(epoch for epoch, _, _ in seen[name])
+        training = [i for i, (doc_id, _) in enumerate(documents[name]) if doc_id not in held]
+        in_rows: Counter[int] = Counter()
+        for (epoch, _, _), times in seen[name].items():
+            in_rows[epoch] += times
         assert (entry["read"], entry["held_out"]) == (read, held_out)
         assert len(entry["epochs"]) == max(in_rows, default=-1) + 1
         for number, epoch in enumerate(entry["epochs"]):
             assert epoch["in_rows"] == in_rows[number]
             assert epoch["left"] >= 0
-            assert read == epoch["in_rows"] + held_out + epoch["left"]
+            size = sum(copies(name, number)[i] * len(documents[name][i][1]) for i in training)
+            assert epoch.get("drawn", read - held_out) == size
+            assert size == epoch["in_rows"] + epoch["left"]
+            assert ("drawn" in epoch) == mixture.layout.weighted
         domain = manifest["domains"][name]
         assert domain["rows"] == rows[name]
         assert domain["tokens"] == rows[name] * manifest["row_len"]
@@ -109,7 +131,7 @@ def check_plan(store, mixture, options):
     manifest, names = mixture.manifest, sorted(store.domains)
     training = np.array([store.domains[name].training_tokens for name in names])
     cap, length = options["max_epochs"], options["seq_len"]
-    streams = [mixture.layout.open(store, name) for name in names]
+    streams = list(mixture.streams(store).values())
     if mixture.layout.plain:
         most = training * cap // length if cap else np.where(training, options["rows"], 0)
     else:
@@ -164,6 +186,29 @@ def test_every_token_is_accounted_for(build):
         check_plan(store, mixture, overrides["mixture"])
         check_order(mixture)
         assert mixture.manifest["stream_hash"] == stream_hash(mixture)
+        report = verify(mixture.root, full=True)
+        assert report.traced_rows == report.rows == overrides["mixture"]["rows"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(builds(), st.lists(st.sampled_from([0, 0.3, 1, 1, 1.5, 4]), min_size=1, max_size=20))
+def test_every_token_is_accounted_for_under_documents_weights(build, weights):
+    corpus, overrides, block_tokens = build
+    with tempfile.TemporaryDirectory() as folder, small_blocks(block_tokens):
+        overrides["mixture"]["document_weights"] = "w.parquet"
+        store = make_store(folder, corpus, **overrides)
+        ids = sorted({doc_id for name in store.domains for doc_id, _ in all_documents(store, name)})
+        listed = dict(zip(ids, weights * len(ids), strict=False))
+        write_document_weights(Path(folder) / "w.parquet", listed)
+        try:
+            mixture = pipeline.build_mixture(load(Path(folder) / "recipe.yaml"), workers=1)
+        except MixcError as error:
+            assert error.code in ("MX060", "MX061")
+            return
+        check_ledger(store, mixture)
+        check_plan(store, mixture, overrides["mixture"])
+        check_order(mixture)
+        assert mixture.manifest["document_weights"]["documents"] == len(listed)
         report = verify(mixture.root, full=True)
         assert report.traced_rows == report.rows == overrides["mixture"]["rows"]
 
@@ -318,6 +363,44 @@ def test_best_fit_cuts_no_document_that_fits_in_a_row(tmp_path):
     check_ledger(store, mixture)
     check_order(mixture)
     assert verify(mixture.root).traced_rows == 40
+
+
+def test_documents_appear_as_often_as_they_weigh(tmp_path):
+    options = BUILD | {"document_weights": "w.parquet", "max_epochs": 1, "rows": 60}
+    options |= {"weights": {"code": 0, "prose": 0, "web": 1}, "packing": "best_fit"}
+    store = make_store(tmp_path, CORPUS, mixture=options, holdout={"fraction": 0})
+    ids = [doc_id for doc_id, _ in all_documents(store, "web")]
+    write_document_weights(tmp_path / "w.parquet", {ids[0]: 0, ids[1]: 3, ids[2]: 2, 12345: 9})
+    mixture = pipeline.build_mixture(load(tmp_path / "recipe.yaml", ["seed=4"]), workers=1)
+    assert mixture.manifest["document_weights"].items() >= {"documents": 4, "known": 3}.items()
+    check_ledger(store, mixture)
+    # The whole epoch: as many rows as the domain has room for.
+    room = mixture.streams(store)["web"].rows_within(1, 10**6)
+    recipe = load(tmp_path / "recipe.yaml", ["seed=4", f"mixture.rows={room}"])
+    whole = pipeline.build_mixture(recipe, workers=1)
+    begun = Counter(s["doc_id"] for row in read_rows(whole) for s in row["spans"] if not s["start"])
+    assert [begun[doc_id] for doc_id in ids[:4]] == [0, 3, 2, 1]
+    assert whole.manifest["ledger"]["web"]["epochs"][0]["left"] == 0
+
+
+def test_other_weights_of_documents_are_another_mixture(tmp_path):
+    options = BUILD | {"document_weights": "w.parquet"}
+    store = make_store(tmp_path, CORPUS, mixture=options)
+    path, recipe = tmp_path / "w.parquet", load(tmp_path / "recipe.yaml")
+    assert code_of(recipe.file) == "MX041"  # no file yet
+    ids = [doc_id for doc_id, _ in all_documents(store, "web")]
+    write_document_weights(path, {1: 2.0})
+    assert code_of(recipe.file) == "MX061"  # names no document
+    write_document_weights(path, dict.fromkeys(ids, 0.001))
+    assert code_of(recipe.file) == "MX061"  # weigh less than one in all
+    keys = []
+    for weight in (1.0, 2.0, 2.0):
+        write_document_weights(path, {ids[0]: 1, ids[1]: weight, ids[2]: 1})
+        keys.append(pipeline.build_mixture(recipe, workers=1).manifest["key"])
+    assert keys[0] != keys[1] == keys[2]
+    plain = pipeline.build_mixture(load(recipe.file, ["mixture.document_weights=null"]), workers=1)
+    assert "document_weights" not in plain.manifest
+    assert not (plain.root / "document_weights.parquet").exists()
 
 
 def test_rows_of_one_token_more_share_none(tmp_path):

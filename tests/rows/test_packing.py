@@ -51,7 +51,7 @@ def rows_of(spans, count):
 def test_rows_are_those_of_best_fit_epoch_by_epoch(store, domain, seq_len, seed, chunk):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "_CHUNK_DOCUMENTS", chunk)
-        stream = Layout(seq_len, seed, "best_fit").open(store, domain)
+        stream = Layout(seq_len, seed, "best_fit").open(store, [domain])[0]
         epochs = [best_fit_rows(store, domain, seq_len, seed, e, chunk) for e in range(3)]
         sizes = [len(rows) for rows in epochs]
         every = np.arange(sum(sizes))
@@ -76,7 +76,7 @@ def test_rows_are_those_of_best_fit_epoch_by_epoch(store, domain, seq_len, seed,
 @settings(max_examples=60, deadline=None)
 @given(NAMES, st.integers(1, 70), st.integers(0, 5))
 def test_documents_are_whole_unless_longer_than_a_row(store, domain, seq_len, seed):
-    stream = Layout(seq_len, seed, "best_fit").open(store, domain)
+    stream = Layout(seq_len, seed, "best_fit").open(store, [domain])[0]
     rows = stream.rows_within(1, 10**9)
     spans = stream.spans(np.arange(rows))
     documents = dict(training_documents(store, domain))
@@ -92,7 +92,7 @@ def test_documents_are_whole_unless_longer_than_a_row(store, domain, seq_len, se
 @settings(max_examples=40, deadline=None)
 @given(NAMES, st.integers(1, 40), st.lists(st.integers(0, 60), max_size=9))
 def test_tokens_are_the_pieces_and_then_padding(store, domain, seq_len, rows):
-    stream = Layout(seq_len, 3, "best_fit").open(store, domain)
+    stream = Layout(seq_len, 3, "best_fit").open(store, [domain])[0]
     asked = np.array(rows, np.int64)
     tokens = stream.tokens(asked)
     assert tokens.shape == (len(rows), seq_len)
@@ -100,7 +100,7 @@ def test_tokens_are_the_pieces_and_then_padding(store, domain, seq_len, rows):
     for row, pieces in zip(tokens.tolist(), rows_of(stream.spans(asked), len(rows)), strict=True):
         text = [t for d, start, length in pieces for t in documents[d][start : start + length]]
         assert row == text + [store.eot_id] * (seq_len - len(text))
-    fresh = Layout(seq_len, 3, "best_fit").open(store, domain)
+    fresh = Layout(seq_len, 3, "best_fit").open(store, [domain])[0]
     for row, got in list(zip(rows, tokens.tolist(), strict=True))[::-1]:
         assert fresh.tokens(np.array([row]))[0].tolist() == got
 
@@ -109,6 +109,7 @@ def test_a_domain_without_training_documents_has_no_rows(tmp_path):
     corpus = {"all": [[1, 2], [3]], "one": [[1, 2]], "other": [[3]]}
     store = make_store(tmp_path, corpus, holdout={"fraction": 0.5})
     (empty,) = (name for name in ("one", "other") if not store.domains[name].training_tokens)
-    stream = Layout(4, 0, "best_fit").open(store, empty)
+    stream = Layout(4, 0, "best_fit").open(store, [empty])[0]
     assert stream.rows_within(np.inf, 9) == 0
     assert stream.epochs_of(0) == 0
+    assert stream.tokens(stream.deck(np.zeros(0, np.int64))).shape == (0, 4)

@@ -164,7 +164,7 @@ def plan(recipe: Recipe, *, workers: int) -> list[StagePlan]:
     build = make_plan(recipe, store, mixture_stages(recipe, store))
     root = recipe.workdir_path / "mixture"
     status = "fresh" if build_stage.fresh(root, build) else _status(recipe)
-    return [*stages, StagePlan("build-mixture", status, _describe(build, store, root))]
+    return [*stages, StagePlan("build-mixture", status, _describe(build, root))]
 
 
 def _status(recipe: Recipe) -> str:
@@ -178,12 +178,12 @@ def _size(recipe: Recipe) -> dict[str, int]:
     return {"rows": options.row_count, "tokens": options.row_count * options.row_tokens}
 
 
-def _describe(plan: BuildPlan, store: Store, root: Path) -> dict[str, Any]:
+def _describe(plan: BuildPlan, root: Path) -> dict[str, Any]:
     return {
         "rows": plan.rows,
         "tokens": plan.tokens,
         "output_bytes": plan.bytes,
         "about_seconds": plan.bytes / _BUILD_BYTES_PER_SECOND,
         "free_bytes": build_stage.free_bytes(root),
-        "domains": build_stage.describe_domains(plan, store),
+        "domains": build_stage.describe_domains(plan),
     }

@@ -29,7 +29,7 @@ ENGINES = ("auto", "fastokens", "gigatoken", "tokenizers")
 REMOTE = ("s3", "gs", "https", "http", "hf")
 WEIGHT_WORDS = ("solved", "natural", "uniform", "unimax")
 RECIPE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-LATER_KEYS = ("stages", "row_len")
+LATER_KEYS = ("stages", "row_len", "packing", "document_weights")
 RESERVED_NAMES = ("manifest.json", "tokenizer.json", "holdout.arrow")
 DOMAIN_NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 
@@ -357,6 +357,14 @@ class Mixture(Strict):
         description="seq_len+1: one token more in each row, the true next one, as a target alone",
     )
     max_epochs: float | None = Field(default=None, gt=0, description="passes over a domain at most")
+    packing: Literal["concat", "best_fit"] = Field(
+        default="concat",
+        description="concat: documents end to end; best_fit: whole documents, and padding",
+    )
+    document_weights: LocalPath | None = Field(
+        default=None,
+        description="parquet of doc_id and weight: how often documents appear in an epoch",
+    )
     order: Order = Field(default=Order(), description="how rows follow each other")
     stages: Stages = Field(
         default=(),

@@ -4,6 +4,7 @@ The tokenizer is a list of words: the word `a7` has the id 7, and the last id cl
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from helpers import EOT, write_jsonl, write_recipe
 
@@ -24,6 +26,8 @@ from mixc.store.hashes import hash_file, seal, unseal
 from mixc.tokenize.stage import tokenize
 
 WORDS = 300
+# One format is written by a package that need not be there.
+MISSING = set() if importlib.util.find_spec("array_record") else {"arrayrecord"}
 
 
 def write_tokenizer(path, words=WORDS):
@@ -122,6 +126,15 @@ def training_documents(store, domain):
     held = every_held_id(store)
     documents = enumerate(all_documents(store, domain))
     return [(number, tokens) for number, (name, tokens) in documents if name not in held]
+
+
+def write_document_weights(path, weights):
+    """A file of documents' weights, from id to weight."""
+    ids = np.array(list(weights), np.uint64)
+    pq.write_table(
+        pa.table({"doc_id": ids, "weight": np.array(list(weights.values()), float)}), path
+    )
+    return path
 
 
 def worst_error(labels, counts, ends=None):

@@ -4,7 +4,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from build_helpers import make_mixture, mixc, random_corpus, reseal, small_blocks, write_corpus
+from build_helpers import (
+    all_documents,
+    make_mixture,
+    make_store,
+    mixc,
+    random_corpus,
+    reseal,
+    small_blocks,
+    write_corpus,
+    write_document_weights,
+)
 
 from mixc import pipeline
 from mixc.build.gather import block_digest, stream_hash
@@ -12,7 +22,8 @@ from mixc.build.mixture import SCHEMA, open_mixture
 from mixc.errors import MixcError, MixcErrors
 from mixc.recipe import load
 from mixc.store.hashes import FileRecord, hash_file
-from mixc.verify import sample, verify
+from mixc.verify import verify
+from mixc.verify.sources import sample
 
 CORPUS = random_corpus(8, {"code": (20, 15), "web": (30, 10)})
 MIXTURE = {
@@ -216,6 +227,109 @@ def forge(mixture, name, data=None):
                 change(value)
 
     reseal(mixture / "mixture.json", SCHEMA, change)
+
+
+# ---- rows of whole documents ----
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """The same with packing best_fit, under a cap on epochs."""
+    folder = tmp_path_factory.mktemp("packed")
+    with small_blocks(16 * 5):
+        make_mixture(folder, CORPUS, mixture=MIXTURE | {"packing": "best_fit", "max_epochs": 2})
+    return folder / "out"
+
+
+def _pad_more(data):
+    entry = data["ledger"]["web"]
+    entry["padding"] += 1
+    entry["epochs"][0]["in_rows"] -= 1
+    entry["epochs"][0]["left"] += 1
+
+
+PACKED_LIES = {
+    "padding": _pad_more,
+    "no padding": lambda data: data["ledger"]["web"].pop("padding"),
+    "room": _set("domains", "web", "room", value=10),
+    "less room": _set("domains", "web", "room", value=1),
+    "epochs": _set("domains", "web", "epochs", value=1.0),
+    "cap": _set("max_epochs", value=0.25),
+    "packing": _set("packing", value="concat"),
+    "seed": _set("seed", value=5),
+}
+
+
+@pytest.mark.parametrize("lie", PACKED_LIES)
+def test_a_manifest_that_lies_of_packed_rows_is_found(packed, tmp_path, lie):
+    out = shutil.copytree(packed, tmp_path / "out")
+    assert verify(out / "mixture").traced_rows == 13
+    reseal(out / "mixture/mixture.json", SCHEMA, PACKED_LIES[lie])
+    assert {code for code, _, _ in problems(out / "mixture")} == {"MX040"}
+
+
+# ---- documents with weights ----
+
+
+@pytest.fixture(scope="module")
+def weighted(tmp_path_factory):
+    """The same under documents' weights and a cap on epochs."""
+    folder, options = tmp_path_factory.mktemp("weighted"), {"document_weights": "w.parquet"}
+    store = make_store(folder, CORPUS, mixture=MIXTURE | options | {"max_epochs": 2})
+    ids = [doc_id for doc_id, _ in all_documents(store, "web")]
+    write_document_weights(folder / "w.parquet", dict.fromkeys(ids, 1.5))
+    with small_blocks(16 * 5):
+        pipeline.build_mixture(load(folder / "recipe.yaml"), workers=1)
+    return folder / "out"
+
+
+def _draw_more(data):
+    epoch = data["ledger"]["web"]["epochs"][0]
+    epoch["drawn"] += 1
+    epoch["left"] += 1
+
+
+WEIGHTED_LIES = {
+    "drawn": _draw_more,
+    "no drawn": lambda data: data["ledger"]["web"]["epochs"][0].pop("drawn"),
+    "epochs": _drop_epoch,
+    "known": _set("document_weights", "known", value=1),
+    "no weights": lambda data: data.pop("document_weights"),
+    "room": _set("domains", "web", "room", value=10),
+    "domain epochs": _set("domains", "web", "epochs", value=0.5),
+}
+
+
+@pytest.mark.parametrize("lie", WEIGHTED_LIES)
+def test_a_manifest_that_lies_of_documents_weights_is_found(weighted, tmp_path, lie):
+    out = shutil.copytree(weighted, tmp_path / "out")
+    assert verify(out / "mixture").traced_rows == 13
+    reseal(out / "mixture/mixture.json", SCHEMA, WEIGHTED_LIES[lie])
+    assert {code for code, _, _ in problems(out / "mixture")} == {"MX040"}
+
+
+def test_other_weights_of_documents_are_found(weighted, tmp_path):
+    mixture = shutil.copytree(weighted, tmp_path / "out") / "mixture"
+    name = "document_weights.parquet"
+    ids = pq.read_table(mixture / name)["doc_id"].to_pylist()
+    (mixture / name).write_bytes((mixture / name).read_bytes()[:-1])
+    expect_damage(mixture, name)
+    write_document_weights(mixture / name, dict.fromkeys(ids, 2.0))
+    forge(mixture, name)
+    assert {code for code, _, _ in problems(mixture)} == {"MX040"}
+
+
+def test_padding_that_is_no_padding_is_found(packed, tmp_path):
+    mixture = shutil.copytree(packed, tmp_path / "out") / "mixture"
+    tokens = np.fromfile(mixture / "nanogpt/train.bin", np.uint16)
+    rows = pq.read_table(mixture / "rows.parquet").to_pylist()
+    held = [sum(span["length"] for span in row["spans"]) for row in rows]
+    row = next(i for i, length in enumerate(held) if length < 16)
+    assert (tokens[row * 16 + held[row] : (row + 1) * 16] == 300).all()
+    tokens[row * 16 + 15] = 0
+    for name in ("nanogpt/train.bin", "megatron/train.bin"):
+        forge(mixture, name, tokens.tobytes())
+    assert f"row {row} does not hold the tokens" in problems(mixture)[-1][1]
 
 
 def test_other_tokens_under_right_hashes_are_found(out):

@@ -223,7 +223,9 @@ def prepare(arguments: argparse.Namespace, folder: Path, known: list[Vocabulary]
             continue
         say(f"installing {tool.name}, unless it is there ...")
         try:
-            bench.pythons[tool.name] = install(key, tool, arguments.venvs, arguments.python)
+            bench.pythons[tool.name] = install(
+                key, tool.packages, arguments.venvs, arguments.python, tool.fallback
+            )
         except (subprocess.CalledProcessError, OSError) as error:
             bench.fail(f"{tool.name}: cannot be installed: {error}")
     return bench

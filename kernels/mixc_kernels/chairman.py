@@ -37,23 +37,13 @@ def assign(counts: NDArray[np.int64]) -> NDArray[np.uint16]:
     return used.astype(np.uint16)[labels] if len(used) else labels
 
 
-def ramp_target(
-    begin: NDArray[np.int64], counts: NDArray[np.int64], part: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Rows of each domain due after `part` (0..1) of all rows, float64[len(part), K].
-
-    Weights go linearly from begin / R to (2 counts - begin) / R, R = sum(counts).
-    """
-    x = part[:, None]
-    return begin * x + (counts - begin) * (x * x)
-
-
 def assign_ramp(begin: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.uint16]:
     """The domain of each row, uint16[R], while weights change linearly along the rows.
 
-    `begin` is int64[K], 0 <= begin <= 2 counts, sum(begin) = sum(counts): see `ramp_target`.
-    Limits are float64, by IEEE operations that round alike everywhere; they err by less than
-    1e-6 rows while R < 2**32.
+    `begin` is int64[K], 0 <= begin <= 2 counts, sum(begin) = sum(counts) = R: weights go from
+    begin / R to (2 counts - begin) / R, and begin x + (counts - begin) x**2 rows are due after a
+    part x of them all. Limits are float64, by IEEE operations that round alike everywhere; they
+    err by less than 1e-6 rows while R < 2**32.
     """
     used = np.flatnonzero(counts)
     labels = np.zeros(int(counts.sum()), np.uint16)
@@ -170,6 +160,75 @@ def _assign_ramp(
         may = _when(begin[best], counts[best], rows[best] + least, total)
         _push(waiting, waits, int(np.ceil(may)) * domains + best)
         waits += 1
+
+
+def worst_error(
+    labels: NDArray[np.uint16],
+    counts: NDArray[np.int64],
+    block: int,
+    begin: NDArray[np.int64] | None = None,
+) -> float:
+    """The largest |rows of a domain - rows due| over the ends of blocks of `block` rows.
+
+    Rows due are n counts / R after n rows, or those of a ramp from `begin` (see `assign_ramp`). A
+    domain's error falls while it has no row, so only the ends of blocks in which it has one, and
+    those just before, are looked at: O(R), whatever the number of domains. Without a ramp nothing
+    is rounded but the result.
+    """
+    total = len(labels)
+    if begin is None:
+        return int(_worst(labels, np.asarray(counts, np.int64), block)) / max(total, 1)
+    return float(_worst_ramp(labels, begin.astype(np.float64), counts.astype(np.float64), block))
+
+
+@numba.njit(cache=True)
+def _worst(
+    labels: NDArray[np.uint16], counts: NDArray[np.int64], block: int
+) -> int:  # pragma: no cover - compiled
+    """R times the largest error: whole numbers, while R**2 < 2**63."""
+    total, worst = len(labels), 0
+    seen, last = np.zeros(len(counts), np.int64), np.full(len(counts), -1, np.int64)
+    for first in range(0, total, block):
+        end = min(first + block, total)
+        for n in range(first, end):
+            i = labels[n]
+            if last[i] != first:
+                last[i] = first
+                worst = max(worst, abs(seen[i] * total - first * counts[i]))
+            seen[i] += 1
+        for n in range(first, end):
+            i = labels[n]
+            worst = max(worst, abs(seen[i] * total - end * counts[i]))
+    for i in range(len(counts)):
+        worst = max(worst, abs(seen[i] - counts[i]) * total)
+    return worst
+
+
+@numba.njit(cache=True)
+def _due(begin: float, count: float, part: float) -> float:  # pragma: no cover - compiled
+    return begin * part + (count - begin) * (part * part)
+
+
+@numba.njit(cache=True)
+def _worst_ramp(
+    labels: NDArray[np.uint16], begin: NDArray[np.float64], counts: NDArray[np.float64], block: int
+) -> float:  # pragma: no cover - compiled
+    total, worst = len(labels), 0.0
+    seen, last = np.zeros(len(counts), np.int64), np.full(len(counts), -1, np.int64)
+    for first in range(0, total, block):
+        end = min(first + block, total)
+        for n in range(first, end):
+            i = labels[n]
+            if last[i] != first:
+                last[i] = first
+                worst = max(worst, abs(seen[i] - _due(begin[i], counts[i], first / total)))
+            seen[i] += 1
+        for n in range(first, end):
+            i = labels[n]
+            worst = max(worst, abs(seen[i] - _due(begin[i], counts[i], end / total)))
+    for i in range(len(counts)):
+        worst = max(worst, abs(seen[i] - counts[i]))
+    return worst
 
 
 def assign_reference(counts: NDArray[np.int64]) -> NDArray[np.uint16]:

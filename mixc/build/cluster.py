@@ -3,49 +3,83 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mixc.build.gather import BlockDone, BlockTask, Builder, block_digest, build_block
+from mixc.build.gather import (
+    BlockDone,
+    BlockTask,
+    Builder,
+    block_digest,
+    build_block,
+    make_builder,
+)
 from mixc.build.plan import BuildPlan
+from mixc.build.supply import make_supply
 from mixc.engine import ray
 from mixc.engine.local import Report
+from mixc.errors import MixcError, Place
+from mixc.rows.packing import Layout
+from mixc.rows.weights import DocumentWeights
 from mixc.store import commit
-from mixc.store.store import MANIFEST, Store
+from mixc.store.store import MANIFEST, Store, open_store
 
 
-def runner(
-    cluster: ray.Cluster, plan: BuildPlan, store: Store, stream: Path
-) -> Callable[..., Iterator[BlockDone]]:
-    """What takes the place of `local.run` for the blocks of the staged file `stream`."""
+def build_blocks(
+    cluster: ray.Cluster, plan: BuildPlan, store: Store, stream: Path, tasks: Sequence[BlockTask]
+) -> Iterator[BlockDone]:
+    """Stage every block in the file `stream`; yield them in order, as this machine reads them."""
 
-    def whole(done: BlockDone) -> bool:
-        """Whether this machine reads from the file what a node says it wrote there."""
-        row = plan.row_len * plan.spec.dtype.itemsize
-        first = done.number * plan.block_rows
-        count = min(plan.block_rows, plan.rows - first) * plan.row_len
-        staged = np.fromfile(stream, plan.spec.dtype, count, offset=first * row)
-        return block_digest(staged) == done.digest
+    def staged(done: BlockDone) -> NDArray[Any]:
+        offset = done.number * plan.block_rows * plan.row_len * plan.spec.dtype.itemsize
+        return np.fromfile(stream, plan.spec.dtype, done.rows * plan.row_len, offset=offset)
 
-    def run(_: object, tasks: Sequence[BlockTask], **options: Any) -> Iterator[BlockDone]:
-        options.pop("workers")  # those of this machine; the cluster's are the cluster's own
-        secret = secrets.token_hex(16)
-        token = stream.parent / f".seen-{secret}"  # who reads it shares the folder
-        commit.write_file(token, secret.encode())
-        options |= {"cluster": cluster, "shared": (store.root / MANIFEST, token), "whole": whole}
-        try:
-            yield from ray.run(build_synced, tasks, **options)
-        finally:
-            commit.remove(token)
+    secret = secrets.token_hex(16)
+    token = stream.parent / f".seen-{secret}"  # who reads it shares the folder
+    commit.write_file(token, secret.encode())
+    supply = plan.supply
+    try:
+        for done in ray.run(
+            _build,
+            tasks,
+            setup=_make_builder,
+            arguments=(
+                *(store.root, store.store_hash, plan.domains),
+                *(supply.layout, supply.weights, stream),
+            ),
+            cluster=cluster,
+            report=lambda _: None,
+            shared=(store.root / MANIFEST, token),
+            whole=lambda done: block_digest(staged(done)) == done.digest,
+        ):
+            yield replace(done, tokens=staged(done))
+    finally:
+        commit.remove(token)
 
-    return run
+
+def _make_builder(
+    root: Path,
+    store_hash: str,
+    domains: tuple[str, ...],
+    layout: Layout,
+    weights: DocumentWeights | None,
+    stream: Path,
+) -> Builder:
+    store = open_store(root)
+    if store.store_hash != store_hash:
+        raise MixcError("MX045", "the store was replaced meanwhile", place=Place(str(root)))
+    supply = make_supply(store, domains, layout, weights)
+    return make_builder(store, supply, domains, stream, workers=1)
 
 
-def build_synced(builder: Builder, task: BlockTask, report: Report) -> BlockDone:
-    """`build_block`, done only when the file's server has it: a node may die right after."""
-    done = build_block(builder, task, report)
+def _build(builder: Builder, task: BlockTask, report: Report) -> BlockDone:  # noqa: ARG001
+    """A block, done only when the file's server has it: a node may die right after."""
+    buffer = np.empty(len(task.labels) * builder.seq_len, builder.dtype)
+    done = build_block(builder, task, buffer)
     commit.sync(builder.path)
-    return done
+    return replace(done, tokens=buffer[:0])

@@ -59,7 +59,7 @@ def keep_order(root: Path, cache: Path, *, prefix: str | None = None) -> list[In
             place=Place(str(root)),
             help="add megatron to mixture.formats",
         )
-    ours = root / "megatron" / "train"
+    ours = os.path.realpath(root / "megatron" / "train")
     said = _descriptions(cache)
     found = [
         _Arrays(path, description, mixture.spec.rows, mixture.spec.seq_len)
@@ -92,10 +92,10 @@ def _descriptions(cache: Path) -> dict[Path, dict[str, Any]]:
     return found
 
 
-def _names(said: str, ours: Path, prefix: str | None) -> bool:
+def _names(said: str, ours: str, prefix: str | None) -> bool:
     if prefix is not None:
         return said == prefix
-    return os.path.realpath(said) == os.path.realpath(ours)
+    return os.path.realpath(said) == ours
 
 
 class _Arrays:

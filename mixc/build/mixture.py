@@ -12,8 +12,13 @@ from numpy.typing import NDArray
 
 from mixc.errors import MixcError, Place
 from mixc.registry import WRITERS
+from mixc.rows.packing import Layout
+from mixc.rows.stream import DomainStream
+from mixc.rows.weights import FILE as WEIGHTS_FILE
+from mixc.rows.weights import read_weights
 from mixc.store import store
 from mixc.store.hashes import FileRecord, check_file, check_names, unseal
+from mixc.store.store import Store
 from mixc.writers.sequences import StreamSpec
 
 MANIFEST = "mixture.json"
@@ -33,7 +38,10 @@ class Mixture:
         groups = [self.manifest["formats"], held["formats"]]
         groups += [domain["formats"] for domain in held["domains"].values()]
         listed = [record for group in groups for one in group.values() for record in one["files"]]
-        return [FileRecord(**record) for record in (*listed, self.manifest["provenance"])]
+        listed.append(self.manifest["provenance"])
+        if "document_weights" in self.manifest:
+            listed.append(self.manifest["document_weights"]["file"])
+        return [FileRecord(**record) for record in listed]
 
     def whole(self) -> bool:
         """Whether every file is there in its size."""
@@ -43,6 +51,19 @@ class Mixture:
     def row_len(self) -> int:
         """Tokens in a row; earlier manifests say seq_len alone."""
         return int(self.manifest.get("row_len", self.manifest["seq_len"]))
+
+    @property
+    def layout(self) -> Layout:
+        """How its rows were laid out; earlier manifests say nothing, and mean concat."""
+        said = self.manifest
+        packing, weighted = said.get("packing", "concat"), "document_weights" in said
+        return Layout(self.row_len, said["seed"], packing, weighted)
+
+    def streams(self, source: Store) -> dict[str, DomainStream]:
+        """The streams of its domains, over the store that it was built from."""
+        layout, names = self.layout, self.manifest["domains"]
+        weights = read_weights(self.root / WEIGHTS_FILE) if layout.weighted else None
+        return dict(zip(names, layout.open(source, names, weights), strict=True))
 
     @property
     def spec(self) -> StreamSpec:
@@ -97,22 +118,32 @@ def open_mixture(root: Path) -> Mixture:
 
 
 def make_ledger(
-    domains: Mapping[str, tuple[int, int]], taken: Mapping[str, Mapping[int, int]]
+    domains: Mapping[str, tuple[int, int]],
+    taken: Mapping[str, Mapping[int, int]],
+    row_tokens: Mapping[str, int] | None = None,
+    drawn: Mapping[str, Mapping[int, int]] | None = None,
 ) -> dict[str, Any]:
     """Where every token went, by domain and epoch.
 
     `domains` gives (tokens read, tokens held out); `taken[domain][epoch]` the tokens that stand
     in rows. In each epoch that was begun: read = in_rows + held_out + left, and what is left
-    was cut by no row or stands in rows of the deck that the mixture did not need.
+    was cut by no row or stands in rows of the deck that the mixture did not need. Rows that are
+    padded have `row_tokens` in all: padding + what stands in them. Where documents have weights,
+    `drawn[domain][epoch]` counts the tokens of each as often as it is drawn, and
+    drawn = in_rows + left.
     """
     ledger = {}
     for name, (read, held) in domains.items():
-        by_epoch = taken.get(name, {})
-        epochs = [
-            {"in_rows": by_epoch.get(number, 0), "left": read - held - by_epoch.get(number, 0)}
-            for number in range(max(by_epoch, default=-1) + 1)
-        ]
+        by_epoch, epochs = taken.get(name, {}), []
+        for number in range(max(by_epoch, default=-1) + 1):
+            size = read - held if drawn is None else drawn[name].get(number, 0)
+            in_rows = by_epoch.get(number, 0)
+            epochs.append({"in_rows": in_rows, "left": size - in_rows})
+            if drawn is not None:
+                epochs[-1]["drawn"] = size
         ledger[name] = {"read": read, "held_out": held, "epochs": epochs}
+        if row_tokens is not None:
+            ledger[name]["padding"] = row_tokens[name] - sum(by_epoch.values())
     return ledger
 
 
@@ -126,9 +157,10 @@ def check_ledger(ledger: Mapping[str, Any], row_tokens: Mapping[str, int]) -> li
         for number, epoch in enumerate(entry["epochs"]):
             if epoch["left"] < 0 or epoch["in_rows"] < 0:
                 wrong.append(f"domain '{name}', epoch {number}: more tokens used than there are")
-            if entry["read"] != epoch["in_rows"] + entry["held_out"] + epoch["left"]:
+            size = epoch.get("drawn", entry["read"] - entry["held_out"])
+            if size != epoch["in_rows"] + epoch["left"]:
                 wrong.append(f"domain '{name}', epoch {number}: the tokens do not add up")
-        in_rows = sum(epoch["in_rows"] for epoch in entry["epochs"])
-        if in_rows != row_tokens[name]:
+        in_rows = sum(epoch["in_rows"] for epoch in entry["epochs"]) + entry.get("padding", 0)
+        if in_rows != row_tokens[name] or entry.get("padding", 0) < 0:
             wrong.append(f"domain '{name}': {row_tokens[name]} tokens in rows, {in_rows} traced")
     return wrong

@@ -6,7 +6,7 @@ Each stage is ordered by itself: its borders are whole rows for every domain, an
 from __future__ import annotations
 
 import numpy as np
-from mixc_kernels.chairman import assign, assign_ramp, ramp_target
+from mixc_kernels.chairman import assign, assign_ramp, worst_error
 from numpy.typing import NDArray
 
 from mixc.build.schedule import Schedule
@@ -68,24 +68,9 @@ def prefix_error(
 ) -> float:
     """The largest |rows of a domain - its share| over all block ends, in rows.
 
-    `rows` is int64[K]; the share of a prefix of n rows is n * rows / R, or `ramp_target`.
+    `rows` is int64[K]; the share of a prefix of n rows is n * rows / R, or that of a ramp.
     """
-    total, domains, worst = len(labels), len(rows), 0.0
-    counts = np.zeros(domains, np.int64)
-    step = max(1, (1 << 22) // (shuffle_block * domains)) * shuffle_block
-    for start in range(0, total, step):
-        part = labels[start : start + step]
-        block = np.arange(len(part)) // shuffle_block
-        found = np.bincount(block * domains + part, minlength=(int(block[-1]) + 1) * domains)
-        seen = counts + np.cumsum(found.reshape(-1, domains), axis=0)
-        ends = np.minimum(start + shuffle_block * (1 + np.arange(len(seen))), start + len(part))
-        if begin is None:
-            # In whole numbers: R times the error, so that only the last step rounds.
-            error = float(np.abs(seen * total - ends[:, None] * rows).max()) / total
-        else:
-            error = float(np.abs(seen - ramp_target(begin, rows, ends / total)).max())
-        worst, counts = max(worst, error), seen[-1]
-    return worst
+    return worst_error(labels, rows, shuffle_block, begin)
 
 
 def bound(rows: Index, *, ramp: bool = False) -> float:

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mixc.build.counts import Counts, capacity
+from mixc.build.counts import Counts
 from mixc.build.schedule import Asked, Schedule, describe, make_schedule
+from mixc.build.supply import Supply, make_supply
 from mixc.errors import MixcError, located
 from mixc.recipe import Recipe
 from mixc.registry import WRITERS
+from mixc.rows.packing import Layout
+from mixc.rows.weights import DocumentWeights, read_weights
 from mixc.store.hashes import key_of
 from mixc.store.store import Store
 from mixc.writers.sequences import StreamSpec
@@ -23,12 +26,16 @@ _BLOCK_TOKENS = 1 << 24
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """The mixture to be built. `domains` is the order of all arrays, [K]."""
+    """The mixture to be built. `domains` is the order of all arrays, [K].
+
+    `room` is the rows that each domain can give at most, int64[K].
+    """
 
     domains: tuple[str, ...]
     schedule: Schedule
+    supply: Supply
+    room: NDArray[np.int64]
     seq_len: int
-    row_len: int
     shuffle_block: int
     seed: int
     formats: tuple[str, ...]
@@ -44,6 +51,16 @@ class BuildPlan:
     def counts(self) -> Counts:
         """Rows of each domain."""
         return self.schedule.counts
+
+    @property
+    def layout(self) -> Layout:
+        """How documents are laid in rows."""
+        return self.supply.layout
+
+    @property
+    def row_len(self) -> int:
+        """Tokens in a row."""
+        return self.layout.seq_len
 
     @property
     def rows(self) -> int:
@@ -78,8 +95,8 @@ class StageWeights:
 def make_plan(recipe: Recipe, store: Store, stages: Sequence[StageWeights]) -> BuildPlan:
     """Decide the rows of each domain and check that every format can hold them.
 
-    Raises MX061 (weights that do not name the store's domains), MX060 (too little data), MX062
-    (a format that cannot hold this).
+    Raises MX061 (weights that do not fit the store's domains or documents), MX060 (too little
+    data), MX062 (a format that cannot hold this).
     """
     options, domains = recipe.mixture, tuple(store.domains)
     with located(recipe.place("mixture", "stages" if options.stages else "weights")):
@@ -92,9 +109,9 @@ def make_plan(recipe: Recipe, store: Store, stages: Sequence[StageWeights]) -> B
             place=recipe.place("mixture", "tokens"),
             help="ask for more tokens, or for shorter rows",
         )
-    tokens = np.array([domain.training_tokens for domain in store.domains.values()], np.int64)
     length = options.row_tokens
-    room = capacity(tokens, rows=rows, seq_len=length, max_epochs=options.max_epochs)
+    supply = _supply(recipe, store)
+    room = supply.room(rows, options.max_epochs)
     with located(recipe.place("mixture")):
         schedule = make_schedule(asked, rows, room)
     spec = StreamSpec(
@@ -112,17 +129,26 @@ def make_plan(recipe: Recipe, store: Store, stages: Sequence[StageWeights]) -> B
     return BuildPlan(
         domains=domains,
         schedule=schedule,
+        supply=supply,
+        room=room,
         seq_len=options.seq_len,
-        row_len=length,
         shuffle_block=options.order.shuffle_block,
         seed=recipe.seed,
         formats=tuple(options.formats),
         spec=spec,
-        key=_key(recipe, store, schedule),
+        key=_key(recipe, store, schedule, supply.weights),
     )
 
 
-def _key(recipe: Recipe, store: Store, schedule: Schedule) -> str:
+def _supply(recipe: Recipe, store: Store) -> Supply:
+    options, path = recipe.mixture, recipe.mixture.document_weights
+    layout = Layout(options.row_tokens, recipe.seed, options.packing, path is not None)
+    with located(recipe.place("mixture", "document_weights")):
+        weights = None if path is None else read_weights(recipe.resolve(path))
+        return make_supply(store, tuple(store.domains), layout, weights)
+
+
+def _key(recipe: Recipe, store: Store, schedule: Schedule, weights: DocumentWeights | None) -> str:
     """The key of what is built: equal keys give equal mixtures."""
     options, domains = recipe.mixture, tuple(store.domains)
     return key_of(
@@ -141,6 +167,7 @@ def _key(recipe: Recipe, store: Store, schedule: Schedule) -> str:
             "overrides": recipe.overrides_of("name", "mixture", "seed"),
         }
         | ({"stages": describe(schedule, domains)} if options.stages else {})
+        | ({} if weights is None else {"document_weights": weights.digest()})
     )
 
 

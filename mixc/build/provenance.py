@@ -8,7 +8,7 @@ the domain's documents in the store's order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mixc.rows.stream import DomainStream, Spans
+from mixc.rows.stream import Spans
+from mixc.store.columns import column
 from mixc.store.commit import StagedFile
 
 FILE = "rows.parquet"
@@ -41,70 +42,66 @@ SCHEMA = pa.schema(
     ]
 )
 
+# Smaller and faster than a dictionary and zstd of everything: ids are random, the rest is narrow.
+_FEW = ["domain", "epoch", "spans.list.element.epoch"]
+_NUMBERS = [
+    "row",
+    "stream_row",
+    *(f"spans.list.element.{name}" for name in ("document", "start", "length")),
+]
+_COMPRESSION = {
+    field: "zstd" if field in _FEW else "none"
+    for field in (*_FEW, *_NUMBERS, "spans.list.element.doc_id")
+}
+
 
 @dataclass(frozen=True)
 class BlockRows:
-    """The rows of a block by domain: places in the block, numbers in the stream, spans.
+    """The rows of a block, and their spans in the order of rows. `spans.row` counts in the block.
 
-    `spans[d].row` counts the rows of domain d in the block.
+    `numbers` are the rows' numbers in their domains' streams, int64[rows]. Of each span: the
+    document's id, and where it is copied from: `at`, int64[m], in the tokens of shard `shard`.
     """
 
     first: int
     labels: NDArray[np.uint16]
-    places: tuple[Index, ...]
-    numbers: tuple[Index, ...]
-    spans: tuple[Spans, ...]
+    numbers: Index
+    spans: Spans
+    doc_id: NDArray[np.uint64]
+    shard: Index
+    at: Index
 
 
-def block_table(
-    rows: BlockRows, domains: tuple[str, ...], streams: tuple[DomainStream, ...]
-) -> bytes:
-    """The table of a block, as Arrow IPC bytes."""
-    numbers = np.empty(len(rows.labels), np.int64)
-    parts: dict[str, list[NDArray[np.generic]]] = {
-        name: [] for name in ("place", "epoch", "document", "doc_id", "start", "length")
-    }
-    for place, number, spans, stream in zip(
-        rows.places, rows.numbers, rows.spans, streams, strict=True
-    ):
-        numbers[place] = number
-        parts["place"].append(place[spans.row])
-        parts["doc_id"].append(stream.doc_ids(spans.document))
-        for name in ("epoch", "document", "start", "length"):
-            parts[name].append(getattr(spans, name))
-    columns = {name: np.concatenate(arrays) for name, arrays in parts.items()}
-    order = np.argsort(columns["place"], kind="stable")
-    columns = {name: column[order] for name, column in columns.items()}
-    table = _table(rows, domains, numbers, columns)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, SCHEMA) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
-
-
-def _table(
-    rows: BlockRows,
-    domains: tuple[str, ...],
-    numbers: Index,
-    columns: dict[str, NDArray[np.generic]],
-) -> pa.Table:
-    count = np.bincount(columns["place"], minlength=len(rows.labels))
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(count)])
-    span = pa.StructArray.from_arrays(
-        [pa.array(columns[field.name]).cast(field.type) for field in _SPAN], fields=list(_SPAN)
-    )
+def block_table(rows: BlockRows, domains: tuple[str, ...]) -> pa.Table:
+    """The table of a block."""
+    spans = rows.spans
+    offsets = np.zeros(len(rows.labels) + 1, np.int32)
+    np.cumsum(np.bincount(spans.row, minlength=len(rows.labels)), out=offsets[1:])
+    epoch = spans.epoch.astype(np.int32)
+    columns = (epoch, spans.document, rows.doc_id, spans.start, spans.length)
+    span = pa.StructArray.from_arrays([column(one) for one in columns], fields=list(_SPAN))
     return pa.table(
         [
-            pa.array(np.arange(rows.first, rows.first + len(rows.labels))),
-            pa.array(domains).take(pa.array(rows.labels)),
-            pa.array(columns["epoch"][offsets[1:] - 1]).cast(pa.int32()),
-            pa.array(numbers),
-            pa.ListArray.from_arrays(
-                pa.array(offsets, pa.int32()), span, type=SCHEMA.field("spans").type
-            ),
+            column(np.arange(rows.first, rows.first + len(rows.labels))),
+            pa.array(domains).take(column(rows.labels)),
+            column(epoch[offsets[1:] - 1]),
+            column(rows.numbers),
+            pa.ListArray.from_arrays(column(offsets), span, type=SCHEMA.field("spans").type),
         ],
         schema=SCHEMA,
     )
+
+
+def taken(rows: BlockRows, domains: int) -> tuple[dict[int, int], ...]:
+    """The tokens of a block by domain and epoch."""
+    sums: tuple[dict[int, int], ...] = tuple({} for _ in range(domains))
+    epoch, domain = rows.spans.epoch, rows.labels[rows.spans.row]
+    pairs = epoch * domains + domain
+    bins = np.unique(pairs)
+    tokens = np.bincount(np.searchsorted(bins, pairs), rows.spans.length).astype(np.int64)
+    for number, count in zip(bins.tolist(), tokens.tolist(), strict=True):
+        sums[number % domains][number // domains] = count
+    return sums
 
 
 class RowsWriter:
@@ -112,15 +109,21 @@ class RowsWriter:
 
     def __init__(self, file: StagedFile, domains: Sequence[str]) -> None:
         self._writer = pq.ParquetWriter(
-            pa.PythonFile(file, mode="w"), SCHEMA, compression="zstd", write_statistics=False
+            pa.PythonFile(file, mode="w"),
+            SCHEMA,
+            compression=_COMPRESSION,
+            use_dictionary=_FEW,
+            column_encoding=dict.fromkeys(_NUMBERS, "DELTA_BINARY_PACKED"),
+            write_statistics=False,
         )
         self.taken: dict[str, dict[int, int]] = {name: {} for name in domains}
 
-    def add(self, block: bytes) -> None:
-        """Append a block's table."""
-        table = pa.ipc.open_stream(block).read_all()
+    def add(self, table: pa.Table, taken: Sequence[Mapping[int, int]]) -> None:
+        """Append a block's table, and its tokens by domain and epoch."""
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
-        add_up(table, self.taken)
+        for sums, more in zip(self.taken.values(), taken, strict=True):
+            for epoch, tokens in more.items():
+                sums[epoch] = sums.get(epoch, 0) + tokens
 
     def close(self) -> None:
         """Write the footer."""
@@ -140,7 +143,7 @@ def add_up(table: pa.Table, taken: dict[str, dict[int, int]]) -> None:
     pieces = pa.table({"domain": domain, "epoch": flat.field("epoch"), "n": flat.field("length")})
     sums = pieces.group_by(["domain", "epoch"]).aggregate([("n", "sum")])
     for name, epoch, tokens in zip(
-        *(sums[column].to_pylist() for column in ("domain", "epoch", "n_sum")), strict=True
+        *(sums[name].to_pylist() for name in ("domain", "epoch", "n_sum")), strict=True
     ):
         by_epoch = taken.setdefault(name, {})
         by_epoch[epoch] = by_epoch.get(epoch, 0) + tokens

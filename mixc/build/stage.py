@@ -6,21 +6,23 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from mixc import __version__, progress
 from mixc.build import cluster as clusters
 from mixc.build import mixture as mixtures
 from mixc.build import order, provenance
-from mixc.build.gather import BlockTask, build_block, make_builder, stream_hash
+from mixc.build.gather import BlockTask, build_blocks, make_builder, stream_hash
 from mixc.build.held import stage_held_out, stage_together, staged_sequences
 from mixc.build.mixture import Mixture, open_mixture
 from mixc.build.plan import BuildPlan
 from mixc.build.schedule import describe
-from mixc.engine import local, ray
+from mixc.engine.ray import Cluster
 from mixc.errors import MixcError
 from mixc.registry import WRITERS
 from mixc.store import commit
@@ -47,12 +49,12 @@ def build(
     recipe_data: Mapping[str, Any],
     *,
     workers: int,
-    cluster: ray.Cluster | None = None,
+    cluster: Cluster | None = None,
 ) -> Mixture:
     """Bring the mixture at `root` up to date with the plan, and open it.
 
     `recipe_data` goes into the manifest: name, seed, overrides, recipe_hash, max_epochs.
-    `cluster`: where blocks are built, if not by `workers` processes of this machine.
+    `cluster`: where blocks are built, if not by `workers` threads of this machine.
     """
     with commit.locked(root) as staging:
         commit.check_ours(root, mixtures.MANIFEST)
@@ -78,15 +80,17 @@ def _make(
     work: Path,
     tree: Path,
     workers: int,
-    cluster: ray.Cluster | None,
+    cluster: Cluster | None,
 ) -> dict[str, Any]:
     """Stage every file of the mixture under `tree` and describe it."""
     labels = order.schedule_order(plan.schedule, shuffle_block=plan.shuffle_block, seed=plan.seed)
-    digests, taken, rows = _gather(plan, store, labels, work, tree, workers, cluster)
+    weights = plan.supply.weights
+    weights_file = None if weights is None else weights.write(tree)
     stream = work / _STREAM
+    staged = _gather(plan, store, labels, stream, tree, workers, cluster)
     commit.sync(stream)
     lengths = np.broadcast_to(np.int64(plan.row_len), plan.rows)
-    export = _Exporter(plan, tree)
+    export = _Exporter(plan, tree, {stream: staged.xxh3})
     numbers = labels.astype(label_dtype(len(plan.domains)), copy=False)
     rows_of = staged_sequences(
         stream, plan.spec.dtype, lengths, numbers, plan.domains, row_len=plan.row_len
@@ -96,7 +100,9 @@ def _make(
         entry["how_to_load"] = WRITERS[name].load().how_to_load(plan.spec)
     ledger = mixtures.make_ledger(
         {name: (domain.tokens, domain.held_tokens) for name, domain in store.domains.items()},
-        taken,
+        staged.taken,
+        None if plan.layout.packing == "concat" else _row_tokens(plan),
+        plan.supply.drawn(staged.taken),
     )
     error, bound = order.schedule_error(labels, plan.schedule, shuffle_block=plan.shuffle_block)
     return {
@@ -106,6 +112,7 @@ def _make(
         "store_hash": store.store_hash,
         "seq_len": plan.seq_len,
         "row_len": plan.row_len,
+        "packing": plan.layout.packing,
         "rows": plan.rows,
         "tokens": plan.tokens,
         "dtype": str(plan.spec.dtype),
@@ -114,7 +121,7 @@ def _make(
             "sha256": store.manifest["tokenizer"]["sha256"],
             "vocab_size": store.vocab_size,
         },
-        "domains": describe_domains(plan, store),
+        "domains": describe_domains(plan),
         "stages": describe(plan.schedule, plan.domains),
         "order": {
             "shuffle_block": plan.shuffle_block,
@@ -123,27 +130,39 @@ def _make(
         },
         "ledger": ledger,
         "block_rows": plan.block_rows,
-        "stream_hash": stream_hash(digests),
+        "stream_hash": stream_hash(staged.digests),
         "formats": formats,
         "holdout": _hold_out(plan, store, work, export),
-        "provenance": rows.as_dict(),
-    }
+        "provenance": staged.provenance.as_dict(),
+    } | _describe_weights(plan, weights_file)
 
 
-def describe_domains(plan: BuildPlan, store: Store) -> dict[str, Any]:
+def _describe_weights(plan: BuildPlan, file: FileRecord | None) -> dict[str, Any]:
+    """What the manifest says of documents' weights: how many are given, how many are known."""
+    weights = plan.supply.weights
+    if weights is None or file is None:
+        return {}
+    counted = {"documents": len(weights.ids), "known": plan.supply.known}
+    return {"document_weights": {"file": file.as_dict(), **counted}}
+
+
+def _row_tokens(plan: BuildPlan) -> dict[str, int]:
+    return dict(zip(plan.domains, (plan.counts.rows * plan.row_len).tolist(), strict=True))
+
+
+def describe_domains(plan: BuildPlan) -> dict[str, Any]:
     """What each domain gives, and whether the cap on epochs has cut it."""
-    domains = {}
+    domains, epochs = {}, plan.supply.epochs(plan.counts.rows)
     for i, name in enumerate(plan.domains):
         tokens = int(plan.counts.rows[i]) * plan.row_len
-        training = store.domains[name].training_tokens
         domains[name] = {
             "weight": float(plan.weights[i]),
             "realised": float(plan.counts.weights[i]),
             "rows": int(plan.counts.rows[i]),
             "tokens": tokens,
-            "epochs": tokens / training if training else 0.0,
+            "epochs": epochs[i],
             "capped": bool(plan.counts.capped[i]),
-        }
+        } | ({} if plan.layout.plain else {"room": int(plan.room[i])})
     return domains
 
 
@@ -155,40 +174,49 @@ def free_bytes(root: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+@dataclass(frozen=True)
+class _Staged:
+    """The staged token stream: digests of its blocks, its XXH3-128, tokens taken, provenance."""
+
+    digests: list[str]
+    xxh3: str
+    taken: dict[str, dict[int, int]]
+    provenance: FileRecord
+
+
 def _gather(
     plan: BuildPlan,
     store: Store,
     labels: order.Labels,
-    work: Path,
+    stream: Path,
     tree: Path,
     workers: int,
-    cluster: ray.Cluster | None,
-) -> tuple[list[str], dict[str, dict[int, int]], FileRecord]:
-    """Stage the token stream and the provenance; digests of blocks, tokens taken, the file."""
-    stream = work / _STREAM
+    cluster: Cluster | None,
+) -> _Staged:
+    """Stage the token stream and the provenance."""
     commit.reserve(stream, plan.bytes)
-    known = _read_journal(work / _JOURNAL)
-    run = local.run if cluster is None else clusters.runner(cluster, plan, store, stream)
-    digests = []
+    journal = stream.with_name(_JOURNAL)
+    known, digests, whole = _read_journal(journal), [], xxhash.xxh3_128()
+    tasks = _tasks(plan, labels, known)
     with (
         progress.task("build mixture", plan.rows, "rows") as bar,
         commit.create(tree / provenance.FILE) as file,
         closing(provenance.RowsWriter(file, plan.domains)) as writer,
     ):
-        for done in run(
-            build_block,
-            _tasks(plan, labels, known),
-            setup=make_builder,
-            arguments=(store.root, store.store_hash, plan.domains, plan.row_len, plan.seed, stream),
-            workers=workers,
-            report=bar.advance,
-        ):
+        if cluster is None:
+            builder = make_builder(store, plan.supply, plan.domains, stream, workers=workers)
+            blocks = build_blocks(builder, tasks, workers=workers)
+        else:
+            blocks = clusters.build_blocks(cluster, plan, store, stream, tasks)
+        for done in blocks:
             if known.get(done.number) != done.digest:
                 line = json.dumps({"block": done.number, "xxh3": done.digest})
-                commit.append_line(work / _JOURNAL, line.encode())
+                commit.append_line(journal, line.encode())
             digests.append(done.digest)
-            writer.add(done.table)
-    return digests, writer.taken, file.record(provenance.FILE)
+            whole.update(done.tokens.data)
+            writer.add(done.table, done.taken)
+            bar.advance(done.rows)
+    return _Staged(digests, whole.hexdigest(), writer.taken, file.record(provenance.FILE))
 
 
 def _read_journal(path: Path) -> dict[int, str]:
@@ -217,22 +245,24 @@ def _tasks(plan: BuildPlan, labels: order.Labels, known: Mapping[int, str]) -> l
 class _Exporter:
     """Writes sequences in every format of a plan; a file under two names is hashed once."""
 
-    def __init__(self, plan: BuildPlan, tree: Path) -> None:
+    def __init__(self, plan: BuildPlan, tree: Path, known: Mapping[Path, str]) -> None:
         self._formats, self._tree = plan.formats, tree
-        self._hashes: dict[int, str] = {}
+        self._hashes = {path.stat().st_ino: xxh3 for path, xxh3 in known.items()}
 
     def __call__(self, prefix: str, sequences: Sequences, split: str) -> dict[str, Any]:
         formats = {}
         for name in self._formats:
-            folder = self._tree / prefix / name
-            files = WRITERS[name].load().write(sequences, Folder(folder), split)
-            formats[name] = {"files": [self._record(folder / file).as_dict() for file in files]}
+            path = self._tree / prefix / name
+            folder = Folder(path)
+            files = WRITERS[name].load().write(sequences, folder, split)
+            records = [self._record(path / file, folder.hashes.get(file)) for file in files]
+            formats[name] = {"files": [record.as_dict() for record in records]}
         return formats
 
-    def _record(self, path: Path) -> FileRecord:
+    def _record(self, path: Path, xxh3: str | None) -> FileRecord:
         status = path.stat()
         if status.st_ino not in self._hashes:
-            self._hashes[status.st_ino] = hash_file(path)
+            self._hashes[status.st_ino] = xxh3 or hash_file(path)
         name = path.relative_to(self._tree).as_posix()
         return FileRecord(name, status.st_size, self._hashes[status.st_ino])
 

@@ -290,9 +290,10 @@ class _Worker:
         self._context: Any = None
 
     def prepare(
-        self, sights: Sequence[Sight], setup: Callable[..., Any], arguments: tuple[object, ...]
+        self, how: tuple[Sequence[Sight], Callable[..., Any], tuple[object, ...]]
     ) -> tuple[str, Any, list[float]]:
         """Make the context, if the node shares what it must."""
+        sights, setup, arguments = how
         try:
             if (problem := _look(sights, __version__)) is not None:
                 return "failed", problem, []
@@ -372,13 +373,13 @@ class _Team:
         ray: Any,
         function: Callable[..., Any],
         count: int,
-        preparation: tuple[object, ...],
+        preparation: tuple[Sequence[Sight], Callable[..., Any], tuple[object, ...]],
         pulse: _Pulse,
     ) -> None:
         options = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")
         self._ray, self._make = ray, options(_Worker)
         # Sent once, however many workers and tasks there are.
-        self._function, self._preparation = ray.put(function), preparation
+        self._function, self._preparation = ray.put(function), ray.put(preparation)
         self._pulse = pulse
         self._actors: dict[int, Any] = {}
         self._asked: dict[Any, tuple[int, int]] = {}  # answer -> (slot, number of the task)
@@ -391,7 +392,7 @@ class _Team:
     def _hire(self, slot: int) -> None:
         """Ask for an actor. It gets work once it is ready, so one that cannot be is in no way."""
         self._actors[slot] = self._make.remote()
-        self._asked[self._actors[slot].prepare.remote(*self._preparation)] = (slot, _SETUP)
+        self._asked[self._actors[slot].prepare.remote(self._preparation)] = (slot, _SETUP)
 
     def dismiss(self) -> None:
         """End the actors; what is staged survives whatever they were at."""

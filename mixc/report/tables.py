@@ -131,9 +131,11 @@ def mixture(summary: Mapping[str, Any]) -> None:
                 f"{domain['epochs']:.2f}",
                 f"{ledger['held_out']:,}",
                 f"{left:,}",
+                *([f"{ledger['padding']:,}"] if "padding" in ledger else []),
             ]
         )
-    columns = ("domain", "asked", "realised", "rows", "tokens", "epochs", "held out", "left")
+    columns = ["domain", "asked", "realised", "rows", "tokens", "epochs", "held out", "left"]
+    columns += ["padding"] if rows and len(rows[0]) > len(columns) else []
     table(f"mixture {summary['path']}", columns, rows)
     worst, bound = summary["order"]["max_prefix_error"], summary["order"]["bound"]
     print(f"order: at every block's end within {worst:.3f} rows of the weights (bound {bound:.3f})")

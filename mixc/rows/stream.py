@@ -1,4 +1,4 @@
-"""A domain's packed stream: its training documents, in a fresh order each epoch, end to end.
+"""A domain's stream: its training documents, in a fresh order each epoch, end to end.
 
 Nothing of the stream is stored. Where any row of it comes from follows from the seed.
 """
@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 from mixc_kernels.copy_spans import copy_spans
+from mixc_kernels.cut_pieces import cut_pieces
 from numpy.typing import NDArray
 
 from mixc.errors import MixcError, Place
 from mixc.rng import Stream
+from mixc.rows.borders import Borders
+from mixc.rows.weights import ONE, DocumentWeights, draw
 from mixc.store.shard import Documents
 from mixc.store.store import Store
 
@@ -44,12 +47,24 @@ class _Epoch:
 
 
 class DomainStream:
-    """The packed stream of one domain, cut into rows of `seq_len` tokens."""
+    """The stream of one domain, cut into rows of `seq_len` tokens.
 
-    def __init__(self, store: Store, domain: str, *, seq_len: int, seed: int) -> None:
+    With `weights`, an epoch has each document as often as it is drawn (`mixc.rows.weights`), and
+    its size changes. Raises MX061 if a domain's documents weigh too little or too much.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        domain: str,
+        *,
+        seq_len: int,
+        seed: int,
+        weights: DocumentWeights | None = None,
+    ) -> None:
         self.domain, self.seq_len, self.seed = domain, seq_len, seed
         self._shards = list(store.documents(domain))
-        self._dtype = store.dtype
+        self._dtype, self._eot_id = store.dtype, store.eot_id
         counts = [len(shard) for shard in self._shards]
         self.first_document = np.concatenate(
             [np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)]
@@ -65,9 +80,59 @@ class DomainStream:
             )
         self.training = np.flatnonzero(~np.isin(ids, store.all_held_ids))
         self.lengths = lengths[self.training]
-        self.epoch_tokens = int(self.lengths.sum())
+        self.epoch_tokens = int(self.lengths.sum())  # were all weights 1
+        self._units, self.weighted = None, 0
+        if weights is not None:
+            self._units, given = weights.of(ids[self.training])
+            self.weighted = int(given.sum())
+            self._check_weights()
         self._epoch = lru_cache(_EPOCHS_HELD)(self._lay_out_epoch)
         self._deck_order = lru_cache(_EPOCHS_HELD)(self._shuffle_rows)
+        self._borders, self._step = self._begins(), self._row_step()
+
+    def _check_weights(self) -> None:
+        # In float64: an int64 may overflow.
+        total = self._units.sum(dtype=np.float64) if self._units is not None else 0.0
+        if 0 < total < ONE or total >= 1 << 62:
+            raise MixcError(
+                "MX061",
+                f"the documents of domain '{self.domain}' weigh {total / ONE:.3g} in all, which "
+                f"gives epochs without {'a document' if total < ONE else 'end'}",
+                help="scale the weights of documents, so that about 1 is the rule",
+            )
+
+    @property
+    def empty(self) -> bool:
+        """Whether its epochs hold nothing."""
+        return not (len(self.training) if self._units is None else self._units.any())
+
+    def drawn(self, epoch: int) -> int:
+        """Tokens of the documents of an epoch, each as often as it is drawn."""
+        return int(self.lengths[self.epoch_order(epoch)].sum())
+
+    def _begins(self) -> Borders:
+        if self._units is None:
+            return Borders(self.epoch_tokens)
+        return Borders(lambda epoch: int(self._epoch(epoch).ends[-1]))
+
+    def _row_step(self) -> int:
+        """How far it is from row to row, in what the borders of epochs are counted in."""
+        return self.seq_len
+
+    def rows_within(self, epochs: float, most: int) -> int:
+        """Rows of the first so many epochs, a part of the last rounded down; `most` at most."""
+        if self.empty:
+            return 0
+        return self._borders.within(epochs, most * self._step) // self._step
+
+    def epochs_of(self, rows: int) -> float:
+        """Epochs that the first `rows` rows of the deck take."""
+        if not rows:
+            return 0.0
+        place = rows * self._step
+        epoch = int(self._borders.holding(np.array([place - 1]))[0])
+        begin, end = self._borders.one(epoch)
+        return epoch + (place - begin) / (end - begin)
 
     def deck(self, positions: Index) -> Index:
         """The rows at positions of the deck, int64[n] to int64[n].
@@ -77,7 +142,7 @@ class DomainStream:
         that fit in e epochs of tokens never touch epoch e + 1.
         """
         rows = np.empty(len(positions), np.int64)
-        epochs = ((positions + 1) * self.seq_len - 1) // self.epoch_tokens
+        epochs = self._borders.holding((positions + 1) * self._step - 1)
         for epoch in np.unique(epochs):
             mine = epochs == epoch
             first, order = self._deck_order(int(epoch))
@@ -85,46 +150,37 @@ class DomainStream:
         return rows
 
     def _shuffle_rows(self, epoch: int) -> tuple[int, Index]:
-        first = epoch * self.epoch_tokens // self.seq_len
-        count = (epoch + 1) * self.epoch_tokens // self.seq_len - first
+        first, stop = (place // self._step for place in self._borders.one(epoch))
         stream = Stream(self.seed, f"deck/{self.seq_len}", self.domain, epoch)
-        return first, stream.permutation(count)
+        return first, stream.permutation(stop - first)
 
     def spans(self, rows: Index) -> Spans:
         """The pieces of documents that rows (numbers in the stream, int64[n]) are cut from."""
         first, last = rows * self.seq_len, (rows + 1) * self.seq_len
-        first_epoch = first // self.epoch_tokens
-        pieces = (last - 1) // self.epoch_tokens - first_epoch + 1
+        first_epoch = self._borders.holding(first)
+        pieces = self._borders.holding(last - 1) - first_epoch + 1
         row = np.repeat(np.arange(len(rows)), pieces)
         epoch = first_epoch[row] + count_up(pieces)
-        base = epoch * self.epoch_tokens
+        base = self._borders.begin(epoch)
         begin = np.maximum(first[row], base) - base
-        end = np.minimum(last[row], base + self.epoch_tokens) - base
+        end = np.minimum(last[row], self._borders.begin(epoch + 1)) - base
         parts = []
         for number in np.unique(epoch):
             mine = np.flatnonzero(epoch == number)
             parts.append(self._within(int(number), row[mine], begin[mine], end[mine]))
-        joined = Spans(*(_joined([getattr(p, f) for p in parts], np.int64) for f in _FIELDS))
-        order = np.lexsort((joined.epoch, joined.row))  # stable: pieces of an epoch are in order
-        return Spans(*(getattr(joined, name)[order] for name in _FIELDS))
+        return join_spans(parts)
 
     def _within(self, number: int, row: Index, begin: Index, end: Index) -> Spans:
         """The spans of pieces that lie in one epoch."""
         epoch = self._epoch(number)
-        first = np.searchsorted(epoch.ends, begin, side="right")
-        last = np.searchsorted(epoch.ends, end - 1, side="right")
-        count = last - first + 1
-        piece = np.repeat(np.arange(len(row)), count)
-        place = first[piece] + count_up(count)
-        lengths = self.lengths[epoch.order[place]]
-        document_begin = epoch.ends[place] - lengths
-        start = np.maximum(begin[piece] - document_begin, 0)
-        stop = np.minimum(end[piece] - document_begin, lengths)
-        document = self.training[epoch.order[place]]
-        return Spans(row[piece], np.full(len(piece), number), document, start, stop - start)
+        piece, local, start, length = cut_pieces(epoch.ends, epoch.order, self.lengths, begin, end)
+        epochs = np.full(len(piece), number)
+        return Spans(row[piece], epochs, self.training[local], start, length)
 
     def epoch_order(self, epoch: int) -> Index:
         """The training documents in the order of an epoch, int64[n]."""
+        if self._units is not None:
+            return draw(self._units, seed=self.seed, domain=self.domain, epoch=epoch)
         return Stream(self.seed, "documents", self.domain, epoch).permutation(len(self.training))
 
     def _lay_out_epoch(self, epoch: int) -> _Epoch:
@@ -161,14 +217,30 @@ class DomainStream:
             copy_spans(documents.tokens, starts[by_source], targets[mine], spans.length[mine], out)
 
     def tokens(self, rows: Index) -> NDArray[np.generic]:
-        """The tokens of rows, [n, seq_len]."""
+        """The tokens of rows, [n, seq_len]; what no span covers is padding, the end of text."""
         spans = self.spans(rows)
-        out = np.empty(len(rows) * self.seq_len, self._dtype)
-        self.fill(spans, targets(spans.length), out)
+        out = np.full(len(rows) * self.seq_len, self._eot_id, self._dtype)
+        self.fill(spans, spans.row * self.seq_len + within_rows(spans.row, spans.length), out)
         return out.reshape(len(rows), self.seq_len)
 
 
 _FIELDS = ("row", "epoch", "document", "start", "length")
+
+
+def join_spans(parts: list[Spans]) -> Spans:
+    """Spans of several epochs, each in order, put in order: by row, then by epoch."""
+    if len(parts) == 1:
+        return parts[0]
+    joined = Spans(*(_joined([getattr(p, f) for p in parts], np.int64) for f in _FIELDS))
+    order = np.lexsort((joined.epoch, joined.row))  # stable: pieces of an epoch are in order
+    return Spans(*(getattr(joined, name)[order] for name in _FIELDS))
+
+
+def within_rows(row: Index, length: Index) -> Index:
+    """Where in its row each span begins, int64[m]; the spans of a row follow each other."""
+    begin = targets(length)
+    first = np.concatenate([np.ones(len(row[:1]), bool), row[1:] != row[:-1]])
+    return begin - begin[np.maximum.accumulate(np.where(first, np.arange(len(row)), 0))]
 
 
 def targets(lengths: Index) -> Index:

@@ -77,8 +77,8 @@ def how_to_load(spec: StreamSpec) -> str:
         " None, None],\n"
         f"# sequence_length={spec.seq_len}, add_extra_token_to_sequence=False,"
         " path_to_cache=CACHE, fast_cache_load=True, ...)\n"
-        f"# gives {spec.rows} samples; with the extra token, Megatron's default, the last row is"
-        " none.\n"
+        f"# asked for {spec.rows} samples gives each row once; with the extra token, Megatron's"
+        f" default, ask for {spec.rows - 1}.\n"
         "from megatron.core.datasets.indexed_dataset import IndexedDataset\n"
         "rows = IndexedDataset('PATH/train', mmap=True)\n"
     )

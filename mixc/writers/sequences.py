@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -100,9 +100,13 @@ def label_dtype(domains: int) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class Folder:
-    """Where a writer puts its files. It never learns where they end up."""
+    """Where a writer puts its files. It never learns where they end up.
+
+    `hashes` has the XXH3-128 of each file that was written, by its name.
+    """
 
     _path: Path
+    hashes: dict[str, str] = field(default_factory=dict)
 
     def link(self, staged: Path, name: str) -> None:
         """Take a staged file as it is: formats of equal bytes share one file."""
@@ -112,6 +116,7 @@ class Folder:
         """Write a file in order."""
         with commit.create(self._path / name) as file:
             fill(file)
+        self.hashes[name] = file.record("").xxh3
 
     def write_by_path(self, name: str, fill: Callable[[Path], None]) -> None:
         """Let a library that opens files by itself write one, at the path it is given."""

@@ -2,12 +2,14 @@
 
 import tempfile
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xxhash
 from build_helpers import (
+    MISSING,
     all_documents,
     every_held_id,
     flat,
@@ -19,6 +21,7 @@ from build_helpers import (
     tijdeman,
     worst_error,
     write_corpus,
+    write_document_weights,
 )
 from helpers import write_jsonl
 from hypothesis import assume, given, settings
@@ -49,6 +52,7 @@ def builds(draw):
         "seq_len": draw(st.integers(1, 20)),
         "max_epochs": draw(st.sampled_from([None, 0.4, 1, 2.5, 4])),
         "order": {"shuffle_block": draw(st.sampled_from([1, 2, 7, 1024]))},
+        "packing": draw(st.sampled_from(["concat", "best_fit"])),
     }
     holdout = {"fraction": draw(st.sampled_from([0, 0.1, 0.5]))}
     overrides = {"mixture": mixture, "holdout": holdout, "seed": draw(st.integers(0, 99))}
@@ -72,30 +76,54 @@ def traced(store, mixture):
             copied += document[span["start"] : stop]
             for at in range(span["start"], stop):
                 seen[row["domain"]][span["epoch"], span["document"], at] += 1
-        assert copied == found
+        padding = [store.eot_id] * (len(found) - len(copied))
+        assert copied + padding == found
+        assert not padding or mixture.manifest["packing"] == "best_fit"
         assert row["epoch"] == row["spans"][-1]["epoch"]
     return documents, seen, Counter(row["domain"] for row in rows)
+
+
+def drawn_copies(store, mixture):
+    """A function of (domain, epoch): how often each document is drawn, by its number."""
+    streams = mixture.streams(store)
+
+    @cache
+    def copies(name, epoch):
+        stream = streams[name]
+        return Counter(stream.training[stream.epoch_order(epoch)].tolist())
+
+    return copies
 
 
 def check_ledger(store, mixture):
     documents, seen, rows = traced(store, mixture)
     held, manifest = every_held_id(store), mixture.manifest
+    copies = drawn_copies(store, mixture)
     for name, entry in manifest["ledger"].items():
-        # In an epoch each token is read once at most, and none that is held out.
-        assert max(seen[name].values(), default=1) == 1
+        # In an epoch each token is read once at most for each copy, and none that is held out.
+        for (epoch, number, _), times in seen[name].items():
+            assert times <= copies(name, epoch)[number]
         assert not {documents[name][number][0] for _, number, _ in seen[name]} & held
         read = sum(len(tokens) for _, tokens in documents[name])
         held_out = sum(len(tokens) for doc_id, tokens in documents[name] if doc_id in held)
-        in_rows = Counter(epoch for epoch, _, _ in seen[name])
+        training = [i for i, (doc_id, _) in enumerate(documents[name]) if doc_id not in held]
+        in_rows: Counter[int] = Counter()
+        for (epoch, _, _), times in seen[name].items():
+            in_rows[epoch] += times
         assert (entry["read"], entry["held_out"]) == (read, held_out)
         assert len(entry["epochs"]) == max(in_rows, default=-1) + 1
         for number, epoch in enumerate(entry["epochs"]):
             assert epoch["in_rows"] == in_rows[number]
             assert epoch["left"] >= 0
-            assert read == epoch["in_rows"] + held_out + epoch["left"]
+            size = sum(copies(name, number)[i] * len(documents[name][i][1]) for i in training)
+            assert epoch.get("drawn", read - held_out) == size
+            assert size == epoch["in_rows"] + epoch["left"]
+            assert ("drawn" in epoch) == mixture.layout.weighted
         domain = manifest["domains"][name]
         assert domain["rows"] == rows[name]
-        assert domain["tokens"] == sum(in_rows.values()) == rows[name] * manifest["row_len"]
+        assert domain["tokens"] == rows[name] * manifest["row_len"]
+        assert domain["tokens"] == sum(in_rows.values()) + entry.get("padding", 0)
+        assert ("padding" in entry) == (manifest["packing"] == "best_fit")
 
 
 def check_plan(store, mixture, options):
@@ -103,7 +131,11 @@ def check_plan(store, mixture, options):
     manifest, names = mixture.manifest, sorted(store.domains)
     training = np.array([store.domains[name].training_tokens for name in names])
     cap, length = options["max_epochs"], options["seq_len"]
-    most = training * cap // length if cap else np.where(training, options["rows"], 0)
+    streams = list(mixture.streams(store).values())
+    if mixture.layout.plain:
+        most = training * cap // length if cap else np.where(training, options["rows"], 0)
+    else:
+        most = np.array([one.rows_within(cap or np.inf, options["rows"]) for one in streams])
     weights = np.array([options["weights"][name] for name in names])
     counts = row_counts(weights, options["rows"], most.astype(np.int64))
     for i, name in enumerate(names):
@@ -112,8 +144,10 @@ def check_plan(store, mixture, options):
         assert entry["capped"] == counts.capped[i]
         assert entry["weight"] == weights[i]
         assert entry["realised"] == counts.rows[i] / options["rows"]
-        assert entry["epochs"] == pytest.approx(entry["tokens"] / max(training[i], 1))
+        assert entry["epochs"] == pytest.approx(streams[i].epochs_of(entry["rows"]))
         assert entry["epochs"] <= (cap or np.inf)
+        if mixture.layout.plain:
+            assert entry["epochs"] == pytest.approx(entry["tokens"] / max(training[i], 1))
 
 
 def check_order(mixture):
@@ -156,12 +190,36 @@ def test_every_token_is_accounted_for(build):
         assert report.traced_rows == report.rows == overrides["mixture"]["rows"]
 
 
+@settings(max_examples=40, deadline=None)
+@given(builds(), st.lists(st.sampled_from([0, 0.3, 1, 1, 1.5, 4]), min_size=1, max_size=20))
+def test_every_token_is_accounted_for_under_documents_weights(build, weights):
+    corpus, overrides, block_tokens = build
+    with tempfile.TemporaryDirectory() as folder, small_blocks(block_tokens):
+        overrides["mixture"]["document_weights"] = "w.parquet"
+        store = make_store(folder, corpus, **overrides)
+        ids = sorted({doc_id for name in store.domains for doc_id, _ in all_documents(store, name)})
+        listed = dict(zip(ids, weights * len(ids), strict=False))
+        write_document_weights(Path(folder) / "w.parquet", listed)
+        try:
+            mixture = pipeline.build_mixture(load(Path(folder) / "recipe.yaml"), workers=1)
+        except MixcError as error:
+            assert error.code in ("MX060", "MX061")
+            return
+        check_ledger(store, mixture)
+        check_plan(store, mixture, overrides["mixture"])
+        check_order(mixture)
+        assert mixture.manifest["document_weights"]["documents"] == len(listed)
+        report = verify(mixture.root, full=True)
+        assert report.traced_rows == report.rows == overrides["mixture"]["rows"]
+
+
 BUILD = {"rows": 40, "seq_len": 16, "formats": ["nanogpt", "megatron"]}
 CORPUS = random_corpus(5, {"code": (30, 20), "prose": (20, 40), "web": (60, 12)})
 
 
-def test_blocks_are_cut_anywhere_without_a_trace(tmp_path):
-    make_store(tmp_path, CORPUS, mixture=BUILD)
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_blocks_are_cut_anywhere_without_a_trace(tmp_path, packing):
+    make_store(tmp_path, CORPUS, mixture=BUILD | {"packing": packing, "rows": 80})
     trees = []
     for tokens in (1, 16 * 7, 1 << 24):
         with small_blocks(tokens):
@@ -292,13 +350,67 @@ def test_tokens_are_rounded_down_to_whole_rows(tmp_path):
     assert (mixture.manifest["rows"], mixture.manifest["tokens"]) == (9, 16 * 9)
 
 
+def test_best_fit_cuts_no_document_that_fits_in_a_row(tmp_path):
+    store, mixture = make_mixture(tmp_path, CORPUS, mixture=BUILD | {"packing": "best_fit"})
+    lengths = {d: [len(tokens) for _, tokens in all_documents(store, d)] for d in store.domains}
+    for row in read_rows(mixture):
+        for span in row["spans"]:
+            length = lengths[row["domain"]][span["document"]]
+            assert span["length"] == min(16, length - span["start"])
+            assert span["start"] % 16 == 0
+    padding = {name: entry["padding"] for name, entry in mixture.manifest["ledger"].items()}
+    assert 0 < sum(padding.values()) < mixture.manifest["tokens"] / 4
+    check_ledger(store, mixture)
+    check_order(mixture)
+    assert verify(mixture.root).traced_rows == 40
+
+
+def test_documents_appear_as_often_as_they_weigh(tmp_path):
+    options = BUILD | {"document_weights": "w.parquet", "max_epochs": 1, "rows": 60}
+    options |= {"weights": {"code": 0, "prose": 0, "web": 1}, "packing": "best_fit"}
+    store = make_store(tmp_path, CORPUS, mixture=options, holdout={"fraction": 0})
+    ids = [doc_id for doc_id, _ in all_documents(store, "web")]
+    write_document_weights(tmp_path / "w.parquet", {ids[0]: 0, ids[1]: 3, ids[2]: 2, 12345: 9})
+    mixture = pipeline.build_mixture(load(tmp_path / "recipe.yaml", ["seed=4"]), workers=1)
+    assert mixture.manifest["document_weights"].items() >= {"documents": 4, "known": 3}.items()
+    check_ledger(store, mixture)
+    # The whole epoch: as many rows as the domain has room for.
+    room = mixture.streams(store)["web"].rows_within(1, 10**6)
+    recipe = load(tmp_path / "recipe.yaml", ["seed=4", f"mixture.rows={room}"])
+    whole = pipeline.build_mixture(recipe, workers=1)
+    begun = Counter(s["doc_id"] for row in read_rows(whole) for s in row["spans"] if not s["start"])
+    assert [begun[doc_id] for doc_id in ids[:4]] == [0, 3, 2, 1]
+    assert whole.manifest["ledger"]["web"]["epochs"][0]["left"] == 0
+
+
+def test_other_weights_of_documents_are_another_mixture(tmp_path):
+    options = BUILD | {"document_weights": "w.parquet"}
+    store = make_store(tmp_path, CORPUS, mixture=options)
+    path, recipe = tmp_path / "w.parquet", load(tmp_path / "recipe.yaml")
+    assert code_of(recipe.file) == "MX041"  # no file yet
+    ids = [doc_id for doc_id, _ in all_documents(store, "web")]
+    write_document_weights(path, {1: 2.0})
+    assert code_of(recipe.file) == "MX061"  # names no document
+    write_document_weights(path, dict.fromkeys(ids, 0.001))
+    assert code_of(recipe.file) == "MX061"  # weigh less than one in all
+    keys = []
+    for weight in (1.0, 2.0, 2.0):
+        write_document_weights(path, {ids[0]: 1, ids[1]: weight, ids[2]: 1})
+        keys.append(pipeline.build_mixture(recipe, workers=1).manifest["key"])
+    assert keys[0] != keys[1] == keys[2]
+    plain = pipeline.build_mixture(load(recipe.file, ["mixture.document_weights=null"]), workers=1)
+    assert "document_weights" not in plain.manifest
+    assert not (plain.root / "document_weights.parquet").exists()
+
+
 def test_rows_of_one_token_more_share_none(tmp_path):
-    options = BUILD | {"row_len": "seq_len+1", "formats": list(WRITERS)}
+    formats = [name for name in WRITERS if name not in MISSING]
+    options = BUILD | {"row_len": "seq_len+1", "formats": formats}
     store, mixture = make_mixture(tmp_path, CORPUS, mixture=options)
     manifest = mixture.manifest
     assert (manifest["seq_len"], manifest["row_len"], manifest["tokens"]) == (16, 17, 40 * 17)
     assert flat(mixture).shape == (40, 17)
-    for name in WRITERS:
+    for name in formats:
         assert np.array_equal(mixture.read(0, 40, of=name), flat(mixture))
     assert "--block_size=16 " not in manifest["formats"]["nanogpt"]["how_to_load"]
     assert "--block_size=16\n" in manifest["formats"]["nanogpt"]["how_to_load"]

@@ -8,13 +8,16 @@ import sys
 
 import pytest
 from build_helpers import (
+    all_documents,
     flat,
     make_mixture,
+    make_store,
     mixc,
     random_corpus,
     small_blocks,
     tree_hash,
     write_corpus,
+    write_document_weights,
 )
 
 from mixc import pipeline
@@ -43,6 +46,29 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path, expected, workers
     with small_blocks(BLOCK_TOKENS):
         pipeline.run(load(path), workers=workers)
     assert tree_hash(tmp_path / "out") == expected
+
+
+CHANGES = {
+    "best_fit": {"packing": "best_fit"},
+    "one more": {"row_len": "seq_len+1"},
+    "weighted": {"document_weights": "w.parquet"},
+    "weighted best_fit": {"document_weights": "w.parquet", "packing": "best_fit"},
+}
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_every_way_to_fill_rows_is_the_same_for_two_workers(tmp_path, changed):
+    found = []
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        mixture = MIXTURE | CHANGES[changed]
+        store = make_store(folder, CORPUS, mixture=mixture, holdout=HELD)
+        ids = {doc_id for doc_id, _ in all_documents(store, "code")}
+        write_document_weights(folder / "w.parquet", dict.fromkeys(ids, 1.3))
+        with small_blocks(BLOCK_TOKENS):
+            pipeline.build_mixture(load(folder / "recipe.yaml"), workers=workers)
+        found.append(tree_hash(folder / "out"))
+    assert found[0] == found[1]
 
 
 def test_the_surroundings_change_nothing(tmp_path, expected):

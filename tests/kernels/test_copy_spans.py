@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixc_kernels.copy_spans import copy_spans, copy_spans_reference
+from mixc_kernels.copy_spans import (
+    copy_spans,
+    copy_spans_reference,
+    gather_spans,
+    gather_spans_reference,
+    make_pool,
+)
 
 
 @st.composite
@@ -54,3 +60,76 @@ def test_a_span_out_of_range_is_refused_and_copies_nothing(start, target, length
     with pytest.raises(IndexError, match=message):
         copy_spans(values, np.array([start]), np.array([target]), np.array([length]), out)
     assert not out.any()
+
+
+@st.composite
+def pooled(draw):
+    """(pool, source, starts, targets, lengths, size of the buffer)."""
+    dtype = draw(st.sampled_from([np.uint16, np.uint32]))
+    sizes, room = draw(st.lists(st.integers(0, 40), min_size=1, max_size=4)), 60
+    values = [np.arange(100 * i, 100 * i + size, dtype=dtype) for i, size in enumerate(sizes)]
+    parts = []
+    for _ in range(draw(st.integers(0, 8))):
+        source = draw(st.integers(0, len(sizes) - 1))
+        length = draw(st.integers(0, sizes[source]))
+        start = draw(st.integers(0, sizes[source] - length))
+        parts.append((source, start, draw(st.integers(0, room - length)), length))
+    columns = np.array(parts, np.int64).reshape(-1, 4).T
+    return make_pool(values), *(column.copy() for column in columns), room
+
+
+@settings(deadline=None)
+@given(pooled())
+def test_gathering_equals_the_reference(given_spans):
+    pool, *columns, room = given_spans
+    dtype = pool.values[0].dtype
+    got, wanted = np.zeros(room, dtype), np.zeros(room, dtype)
+    gather_spans(pool, *columns, got)
+    gather_spans_reference(pool, *columns, wanted)
+    assert got.tolist() == wanted.tolist()
+
+
+def test_gathers_from_mapped_files_at_odd_addresses(tmp_path):
+    np.arange(101, dtype=np.uint8).tofile(tmp_path / "tokens")
+    values = np.memmap(tmp_path / "tokens", np.uint16, mode="r", offset=1)
+    out = np.zeros(5, np.uint16)
+    pool = make_pool([values, np.array([7, 8, 9], np.uint16)])
+    columns = [[0, 1, 0], [48, 1, 0], [0, 2, 4], [2, 2, 1]]
+    gather_spans(pool, *(np.array(column) for column in columns), out)
+    assert out.tolist() == [*values[48:50], 8, 9, values[0]]
+
+
+@pytest.mark.parametrize(
+    ("source", "start", "target", "length", "message"),
+    [
+        (-1, 0, 0, 2, "no such"),
+        (2, 0, 0, 2, "no such"),
+        (1, -1, 0, 2, "shard"),
+        (1, 9, 0, 2, "shard"),
+        (1, 11, 0, 0, "shard"),
+        (1, 0, 0, -1, "shard"),
+        (1, 1, 0, 2**63 - 1, "shard"),
+        (1, 2**63 - 1, 0, 2, "shard"),
+        (1, 0, -1, 2, "buffer"),
+        (1, 0, 4, 2, "buffer"),
+        (1, 0, 2**63 - 1, 2, "buffer"),
+        (1, 0, 0, 6, "buffer"),
+    ],
+)
+def test_a_gathered_span_out_of_range_is_refused(source, start, target, length, message):
+    values, out = np.arange(1, 11, dtype=np.uint16), np.zeros(5, np.uint16)
+    columns = (np.array([value]) for value in (source, start, target, length))
+    with pytest.raises(IndexError, match=message):
+        gather_spans(make_pool([values[:3], values]), *columns, out)
+    assert not out.any()
+
+
+def test_a_pool_is_of_one_type_and_contiguous():
+    with pytest.raises(ValueError, match="of one type"):
+        make_pool([np.zeros(3, np.uint16), np.zeros(3, np.uint32)])
+    with pytest.raises(ValueError, match="contiguous"):
+        make_pool([np.zeros(6, np.uint16)[::2]])
+    nothing = np.zeros(0, np.int64)
+    for out in (np.zeros(5, np.uint32), np.zeros(10, np.uint16)[::2]):
+        with pytest.raises(ValueError, match="buffer"):
+            gather_spans(make_pool([np.zeros(3, np.uint16)]), *[nothing] * 4, out)

@@ -242,6 +242,7 @@ def test_a_domain_of_more_tokens_than_2_to_the_32(large):
     store = SimpleNamespace(
         root=large[0].parent,
         dtype=np.dtype(np.uint16),
+        eot_id=0,
         documents=lambda domain: shards,
         all_held_ids=np.zeros(0, np.uint64),
     )

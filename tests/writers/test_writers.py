@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 from build_helpers import (
+    MISSING,
     all_documents,
     flat,
     make_mixture,
@@ -242,8 +244,6 @@ def read_labels(folder, split, manifest):
 
 CORPUS = random_corpus(4, {"code": (30, 20), "empty-handed": (1, 30), "web": (60, 12)})
 CORPUS["web"] += CORPUS["web"][:30]  # texts twice over: held out, each is exported once
-# One format is written by a package that need not be there.
-MISSING = set() if importlib.util.find_spec("array_record") else {"arrayrecord"}
 NARROW = [name for name in WRITERS if name not in MISSING]
 WIDE = [name for name in NARROW if name != "nanogpt"]
 
@@ -373,11 +373,28 @@ def tokens_of(sample):
     return sample["tokens" if "tokens" in sample else "input_ids"]
 
 
+def make_torchvision_importable():
+    """MosaicML Streaming imports it, for images alone: a build that is not torch's, as one for
+    CUDA beside a torch for the CPU, cannot even be imported, and is made empty here.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError):
+        for name in ("", ".datasets", ".transforms", ".transforms.functional"):
+            spec = ModuleSpec(f"torchvision{name}", None, is_package=True)
+            module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+            module.__file__ = __file__  # torch asks for it
+        sys.modules["torchvision.datasets"].VisionDataset = object
+        sys.modules["torchvision.transforms.functional"].to_tensor = None
+
+
 @pytest.mark.readers
 @every_format
 def test_the_lines_to_paste_work(built, name):
     _, mixture = built
     lines = mixture.manifest["formats"][name]["how_to_load"]
+    if name == "mds":
+        make_torchvision_importable()
     for module in re.findall(r"^from (\S+) import", lines, re.MULTILINE):
         if not module.startswith(("numpy", "mixc")):
             pytest.importorskip(module, reason=f"the real reader, {module}, is not installed")
@@ -771,10 +788,12 @@ def test_ids_over_int32_are_refused(name):
 
 
 def streaming():
+    make_torchvision_importable()
     reason = "MosaicML Streaming is not installed: pip install mosaicml-streaming"
     return pytest.importorskip("streaming", reason=reason)
 
 
+@pytest.mark.readers
 @every_dtype
 @pytest.mark.parametrize("domains", [3, 300])
 @pytest.mark.parametrize(

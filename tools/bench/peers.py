@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -227,9 +227,18 @@ OTHERS = {
 # ---- environments ----
 
 
-def install(key: str, tool: Tool, venvs: Path, python: str) -> Path:
-    """The python of a tool's own environment under `venvs`, made unless it is there."""
-    wanted = hashlib.sha256(" ".join((python, *tool.packages)).encode()).hexdigest()
+def install(
+    key: str,
+    packages: tuple[str, ...],
+    venvs: Path,
+    python: str,
+    fallback: tuple[str, ...] = (),
+) -> Path:
+    """The python of an environment under `venvs` with these packages, made unless it is there.
+
+    `fallback` is installed if they cannot be.
+    """
+    wanted = hashlib.sha256(" ".join((python, *packages)).encode()).hexdigest()
     home, made = venvs / key, venvs / key / "made"
     if not made.exists() or made.read_text() != wanted:
         uv = _uv(venvs)
@@ -245,11 +254,11 @@ def install(key: str, tool: Tool, venvs: Path, python: str) -> Path:
             str(home / "bin/python"),
         ]
         subprocess.run([uv, "venv", "-q", "--clear", "--python", python, home], check=True)
-        done = subprocess.run([*pip, *tool.packages], env=env, check=False)
+        done = subprocess.run([*pip, *packages], env=env, check=False)
         if done.returncode:
-            if not tool.fallback:
+            if not fallback:
                 raise subprocess.CalledProcessError(done.returncode, "uv pip install")
-            subprocess.run([*pip, *tool.fallback], env=env, check=True)
+            subprocess.run([*pip, *fallback], env=env, check=True)
         made.write_text(wanted)
     return home / "bin/python"
 
@@ -265,14 +274,14 @@ def _uv(venvs: Path) -> str:
     return str(home / "bin/uv")
 
 
-def versions(python: Path) -> dict[str, str]:
+def versions(python: Path, seen: Sequence[str] = _SEEN) -> dict[str, str]:
     """The versions of what matters in an environment."""
     code = (
         "import importlib.metadata as m, json, sys\n"
         "found = {d.name.lower(): d.version for d in m.distributions() if d.name}\n"
         "print(json.dumps({n: found[n] for n in sys.argv[1:] if n in found}))"
     )
-    line = [str(python), "-c", code, *_SEEN]
+    line = [str(python), "-c", code, *seen]
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout))
 

@@ -42,8 +42,7 @@ def _about(about: dict[str, Any]) -> str:
         f"{sum(cut['counts']):,} documents of {cut['domains']} domains in {len(cut['counts'])} "
         f"files; {cut['left_out']} left out, as they spell a special token.",
     ]
-    if machine["load"] > _BUSY:
-        lines.append("**Other work was running: these numbers must be taken again.**")
+    lines += busy(machine)
     for name, found in about["versions"].items():
         lines.append(f"{name}: " + ", ".join(f"{key} {value}" for key, value in found.items()))
     return "\n".join(f"- {line}" for line in lines)
@@ -65,7 +64,7 @@ def _tools(rows: list[dict[str, Any]]) -> str:
         )
         for row in rows
     ]
-    return _table((*titles, "to mixc's wall", "to its CPU", "ids"), lines) if rows else ""
+    return table((*titles, "to mixc's wall", "to its CPU", "ids"), lines) if rows else ""
 
 
 def _ids(row: dict[str, Any]) -> str:
@@ -87,10 +86,18 @@ def _stages(one: dict[str, Any]) -> str:
         f"{shares[0]:.0%} to {shares[-1]:.0%})."
     )
     title = (f"one core, one stage at a time ({one['engine']})", "s", "MB/s")
-    return _table(title, lines) + "\n\n" + said
+    return table(title, lines) + "\n\n" + said
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def busy(machine: dict[str, Any]) -> list[str]:
+    """A warning, if other work was running."""
+    if machine["load"] <= _BUSY:
+        return []
+    return ["**Other work was running: these numbers must be taken again.**"]
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table in markdown."""
     cells = [[str(cell) for cell in row] for row in (titles, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(titles))]
 

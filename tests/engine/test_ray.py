@@ -12,7 +12,7 @@ import pytest
 from build_helpers import mixc, random_corpus, small_blocks, tree_hash, write_corpus
 from ray_tasks import add, context, count_calls, no_context
 
-from mixc import pipeline
+from mixc import __version__, pipeline
 from mixc.cli import cli
 from mixc.engine import ray as engine
 from mixc.errors import MixcError
@@ -80,23 +80,31 @@ def test_tasks_and_their_errors(connected, tmp_path):
     # A result that is refused is made again as well.
     calls = {"function": count_calls, "whole": lambda result: result == 2}
     assert run(connected, [str(tmp_path / "calls")], **calls) == [2]
-    with pytest.raises(MixcError, match="does not arrive") as caught:
-        run(connected, [str(tmp_path / "calls")], **calls)
-    assert caught.value.code == "MX080"
 
 
-def test_files_that_a_node_does_not_share_are_named(connected, tmp_path, monkeypatch):
-    # Under these names every process finds something of its own.
-    monkeypatch.chdir(tmp_path)
+def test_a_result_that_is_refused_too_often_is_an_error():
+    work = engine._Work([0, 1], 4, lambda result: result != "torn")
+    for _ in range(3):
+        assert work.next() == 0 and not work.failures
+        assert list(work.done(0, "torn")) == []
+    assert work.next() is None
+    assert work.failures[0].code == "MX080" and "does not arrive" in work.failures[0].message
+
+
+def test_a_file_that_a_node_does_not_share_is_named(connected, tmp_path):
     (tmp_path / "token").write_text("token")
-    for path, reason in (
-        (Path("/proc/self/cmdline"), "it holds other bytes there"),
-        (Path("/proc/self/cwd/token"), "no such file or directory"),
-    ):
-        with pytest.raises(MixcError) as caught:
-            run(connected, [1], shared=[tmp_path / "token", path])
-        assert caught.value.code == "MX080" and reason in caught.value.message
-        assert str(caught.value.place) == str(path)
+    own = Path("/proc/self/cmdline")  # under this name every process finds something of its own
+    with pytest.raises(MixcError, match="it holds other bytes there") as caught:
+        run(connected, [1], shared=[tmp_path / "token", own])
+    assert (caught.value.code, str(caught.value.place)) == ("MX080", str(own))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "_PATIENCE_SECONDS", 0)
+    problem = engine._look([(tmp_path / "token", "")], __version__)
+    assert problem.code == "MX080" and "no such file or directory" in problem.message
+    problem = engine._look([], "0.0.0")
+    assert problem.help == "install the same mixc on every node"
 
 
 def small_recipe(folder):

@@ -91,7 +91,7 @@ def _engine_options(command: Command) -> Command:
         type=click.Choice(["local", "ray"]),
         default="local",
         show_default=True,
-        help="What builds the mixture: processes of this machine, or a Ray cluster with a shared "
+        help="What builds the mixture: workers of this machine, or of a Ray cluster with a shared "
         "file system, one worker a CPU or --workers (pip install 'mixc[ray]').",
     )(command)
 

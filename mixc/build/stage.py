@@ -155,8 +155,8 @@ def _gather(
     with (
         progress.task("build mixture", plan.rows, "rows") as bar,
         commit.create(tree / provenance.FILE) as file,
+        provenance.RowsWriter(file, plan.domains) as writer,
     ):
-        writer = provenance.RowsWriter(file, plan.domains)
         builder = make_builder(
             store, plan.domains, plan.seq_len, plan.seed, stream, workers=workers
         )
@@ -168,7 +168,6 @@ def _gather(
             whole.update(done.tokens.data)
             writer.add(done.table, done.taken)
             bar.advance(done.rows)
-        writer.close()
     return _Staged(digests, whole.hexdigest(), writer.taken, file.record(provenance.FILE))
 
 

@@ -177,8 +177,8 @@ def _gather(
     with (
         progress.task("build mixture", plan.rows, "rows") as bar,
         commit.create(tree / provenance.FILE) as file,
+        provenance.RowsWriter(file, plan.domains) as writer,
     ):
-        writer = provenance.RowsWriter(file, plan.domains)
         builder = make_builder(store, plan.supply, plan.domains, stream, workers=workers)
         for done in build_blocks(builder, _tasks(plan, labels, known), workers=workers):
             if known.get(done.number) != done.digest:
@@ -188,7 +188,6 @@ def _gather(
             whole.update(done.tokens.data)
             writer.add(done.table, done.taken)
             bar.advance(done.rows)
-        writer.close()
     return _Staged(digests, whole.hexdigest(), writer.taken, file.record(provenance.FILE))
 
 

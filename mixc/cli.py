@@ -352,6 +352,9 @@ def main() -> NoReturn:
         sys.stdout.flush()
     except (MixcError, MixcErrors) as error:
         code = _fail(error)
+    except MemoryError:
+        help_ = "try fewer --workers; finished work is kept"
+        code = _fail(MixcError("MX046", "out of memory", help=help_))
     except click.ClickException as error:
         error.show()
         code = error.exit_code

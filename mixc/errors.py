@@ -46,7 +46,7 @@ CODES: dict[str, tuple[int, str]] = {
     "MX043": (FAILED, "an output cannot be written"),
     "MX044": (FAILED, "an output of another version"),
     "MX045": (FAILED, "an output is stale"),
-    "MX046": (FAILED, "a worker process died"),
+    "MX046": (FAILED, "a worker process died, or memory ran out"),
     "MX047": (FAILED, "an encoding engine cannot be used"),
     "MX048": (FAILED, "an encoding engine gave other ids than the reference"),
     "MX049": (FAILED, "values of split_by that cannot be domains"),

@@ -52,7 +52,7 @@ class Stream:
 
     def permutation(self, n: int) -> NDArray[np.int64]:
         """A permutation of 0..n-1, int64[n]: the order of `n` random words."""
-        return np.argsort(self.words(n), kind="stable")
+        return stable_order(self.words(n))
 
     def hash(self, ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """A keyed hash of each id, uint64 of the same shape: equal ids have equal hashes.
@@ -67,3 +67,10 @@ class Stream:
             x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             x = x ^ (x >> np.uint64(31))
         return x
+
+
+def stable_order(words: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The stable order of random words, int64[n]; without ties, the faster sort gives the same."""
+    order = np.argsort(words)
+    found = words[order]
+    return order if (found[1:] != found[:-1]).all() else np.argsort(words, kind="stable")

@@ -214,3 +214,16 @@ def test_a_signal_sent_again_and_again_does_no_more_harm(recipe, built, tmp_path
 def test_schema_is_a_json_schema():
     schema = json.loads(mixc("schema").stdout)
     assert schema["required"] == ["name", "tokenizer", "domains", "mixture"]
+
+
+def test_out_of_memory_is_an_error_in_words():
+    code = (
+        "import sys, mixc.cli, mixc.recipe\n"
+        "def fail(): raise MemoryError\n"
+        "mixc.recipe.json_schema, sys.argv = fail, ['mixc', 'schema', '--json']\n"
+        "mixc.cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "error[MX046]: out of memory" in done.stderr
+    assert json.loads(done.stdout)["errors"][0]["code"] == "MX046"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixc.rng import Stream
+from mixc.rng import Stream, stable_order
 
 STREAM = Stream(7, "documents", "web", 3)
 
@@ -155,3 +155,9 @@ def test_normals_are_normal():
     assert abs((z**4).mean() - 3) < 0.06
     for level, share in [(-1.0, 0.158655), (0.0, 0.5), (1.959964, 0.975)]:
         assert abs((z < level).mean() - share) < 0.003
+
+
+@given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 3), max_size=60))
+def test_the_order_of_words_is_stable(words):
+    words = np.array(words, np.uint64)
+    assert stable_order(words).tolist() == np.argsort(words, kind="stable").tolist()

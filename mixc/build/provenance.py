@@ -9,6 +9,7 @@ the domain's documents in the store's order.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,9 +126,14 @@ class RowsWriter:
             for epoch, tokens in more.items():
                 sums[epoch] = sums.get(epoch, 0) + tokens
 
-    def close(self) -> None:
-        """Write the footer."""
-        self._writer.close()
+    def __enter__(self) -> RowsWriter:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Write the footer. After an error the file is nobody's: what it says counts no more."""
+        with suppress(*(() if error is None else (Exception,))):
+            self._writer.close()
+        self._writer.is_open = False  # or it would try again, and complain, once it is collected
 
 
 def add_up(table: pa.Table, taken: dict[str, dict[int, int]]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,7 +200,7 @@ def _gather(
     with (
         progress.task("build mixture", plan.rows, "rows") as bar,
         commit.create(tree / provenance.FILE) as file,
-        closing(provenance.RowsWriter(file, plan.domains)) as writer,
+        provenance.RowsWriter(file, plan.domains) as writer,
     ):
         if cluster is None:
             builder = make_builder(store, plan.supply, plan.domains, stream, workers=workers)

@@ -22,6 +22,7 @@ from build_helpers import (
 
 from mixc import pipeline
 from mixc.build.gather import block_digest
+from mixc.errors import MixcError
 from mixc.recipe import load
 from mixc.store import commit
 
@@ -185,6 +186,27 @@ def test_blocks_that_are_not_what_the_journal_says_are_made_again(
         stream.seek(5 * 9 * 16 * 2 + 1)  # wrong bytes under a right digest
         stream.write(b"\xff")
     assert rebuilt_blocks(path, monkeypatch) == [3, 5]
+    assert tree_hash(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_an_error_in_any_worker_ends_the_run_and_keeps_what_is_done(
+    tmp_path, expected, monkeypatch, workers
+):
+    path = write_corpus(tmp_path, CORPUS, mixture=MIXTURE, holdout=HELD)
+    pipeline.run(load(path, ["mixture.rows=1"]), workers=1)
+    write_at = commit.write_at
+
+    def fail(path, offset, data):
+        if offset == 7 * 9 * 16 * 2:
+            raise MixcError("MX043", "no more")
+        write_at(path, offset, data)
+
+    monkeypatch.setattr(commit, "write_at", fail)
+    with small_blocks(BLOCK_TOKENS), pytest.raises(MixcError, match="no more"):
+        pipeline.build_mixture(load(path), workers=workers)
+    monkeypatch.undo()
+    assert rebuilt_blocks(path, monkeypatch) == list(range(7, 14))
     assert tree_hash(tmp_path / "out") == expected
 
 

@@ -14,7 +14,9 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,21 @@ def rows_of(folder: Path, job: dict[str, Any]) -> Any:
 # ---- writing ----
 
 
+def without_torchvision() -> None:
+    """Stand in for torchvision, which streaming imports for images: of PyPI's, built for another
+    torch, not even the import works.
+    """
+    names = ("", ".datasets", ".transforms", ".transforms.functional")
+    stubs: dict[str, Any] = {name: ModuleType("torchvision" + name) for name in names}
+    for name, stub in stubs.items():
+        stub.__spec__ = ModuleSpec("torchvision" + name, None)
+    stubs[".datasets"].VisionDataset = object
+    stubs[".transforms.functional"].to_tensor = None
+    sys.modules.update({"torchvision" + name: stub for name, stub in stubs.items()})
+
+
 def write_mds(folder: Path, job: dict[str, Any], out: str) -> dict[str, Any]:
+    without_torchvision()
     from streaming import MDSWriter
 
     rows = rows_of(folder, job)
@@ -169,6 +185,7 @@ def read_megatron_blend(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_mds(_: Path, job: dict[str, Any]) -> dict[str, Any]:
+    without_torchvision()
     from streaming import StreamingDataset
 
     def begin() -> Callable[[int], Any]:

@@ -353,8 +353,7 @@ def main() -> NoReturn:
     except (MixcError, MixcErrors) as error:
         code = _fail(error)
     except MemoryError:
-        help_ = "try fewer --workers; finished work is kept"
-        code = _fail(MixcError("MX046", "out of memory", help=help_))
+        code = _fail(MixcError("MX046", "out of memory"))
     except click.ClickException as error:
         error.show()
         code = error.exit_code

@@ -200,11 +200,23 @@ def _token(mixture: Mixture, token: int, source: _Source) -> dict[str, Any]:
         raise _none(f"there is no token {token}: tokens are 0 to {total - 1}", mixture.root)
     row, place = divmod(token, mixture.row_len)
     entry, tokens = _provenance(mixture, row), mixture.read(row, 1)[0]
+    found = {
+        "kind": "token",
+        "token": token,
+        "id": int(tokens[place]),
+        "row": row,
+        "place": place,
+        "domain": entry["domain"],
+        "epoch": entry["epoch"],
+        "padding": False,
+    }
     begin = 0  # of the span that holds the token
     for span in entry["spans"]:
         if place < begin + span["length"]:
             break
         begin += span["length"]
+    else:
+        return {**found, "padding": True, "not_shown": []}
     at = span["start"] + place - begin
     document = source.tokens(entry["domain"], span["document"])
     if document is None:  # what the row itself holds of it
@@ -212,12 +224,7 @@ def _token(mixture: Mixture, token: int, source: _Source) -> dict[str, Any]:
     else:
         here = at
     return {
-        "kind": "token",
-        "token": token,
-        "id": int(tokens[place]),
-        "row": row,
-        "place": place,
-        "domain": entry["domain"],
+        **found,
         "epoch": span["epoch"],
         "document": span["document"],
         "doc_id": span["doc_id"],

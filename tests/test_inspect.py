@@ -248,3 +248,21 @@ def test_people_read_rows_and_tokens(built, tmp_path):
 
 def test_text_cannot_steer_the_terminal():
     assert shown("a\tb\n\x1b[31m\u202e\x00é\u200d") == "a\tb\n\\u001b[31m\\u202e\\u0000é\u200d"
+
+
+def test_padding_is_told_from_the_document_before_it(tmp_path):
+    _, mixture = make_mixture(tmp_path, CORPUS, mixture=MIXTURE | {"packing": "best_fit"})
+    told = 0
+    for row, entry in enumerate(read_rows(mixture)):
+        held = sum(span["length"] for span in entry["spans"])
+        for place in (held - 1, held, 15):
+            data = inspect(mixture.root, token=16 * row + min(place, 15))
+            assert data["padding"] == (min(place, 15) >= held)
+            assert ("document" in data) != data["padding"]
+            told += data["padding"]
+    assert told > 0
+    row = next(
+        n for n, one in enumerate(read_rows(mixture)) if sum(s["length"] for s in one["spans"]) < 16
+    )
+    printed = mixc("inspect", mixture.root, "--token", 16 * row + 15).stdout
+    assert "padding behind the row's last document" in printed

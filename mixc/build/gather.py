@@ -99,7 +99,7 @@ def make_builder(
     if not streams:
         with ThreadPoolExecutor(workers) as crew:
             streams = tuple(crew.map(open_stream, domains))
-    shards = [list(store.documents(name)) for name in domains]
+    shards = [one.shards for one in streams]
     every = [shard for mine in shards for shard in mine]
     return Builder(
         domains=domains,

@@ -77,7 +77,9 @@ def keep_order(root: Path, cache: Path, *, prefix: str | None = None) -> list[In
             f" --exit-interval 1, with --data-cache-path {cache};"
             " --prefix names a path that Megatron knows the mixture by",
         )
-    return [index.put_in_order() for index in found]
+    done = [index.put_in_order() for index in found]
+    commit.sync(cache)
+    return done
 
 
 def _descriptions(cache: Path) -> dict[Path, dict[str, Any]]:

@@ -24,6 +24,9 @@ def token(found: Mapping[str, Any]) -> None:
     """A token: its row and document, and the text around it between guillemets."""
     print(f"token {found['token']}: id {found['id']}, place {found['place']} of row {found['row']}")
     print(f"domain {found['domain']}, epoch {found['epoch']}")
+    if found["padding"]:
+        print("padding behind the row's last document")
+        return
     print(f"document {found['document']} (id {found['doc_id']})")
     print(f"token {found['place_in_document']} of {_origin(found['source'])}")
     if "text" in found:

@@ -63,14 +63,14 @@ class DomainStream:
         weights: DocumentWeights | None = None,
     ) -> None:
         self.domain, self.seq_len, self.seed = domain, seq_len, seed
-        self._shards = list(store.documents(domain))
+        self.shards = list(store.documents(domain))
         self._dtype, self._eot_id = store.dtype, store.eot_id
-        counts = [len(shard) for shard in self._shards]
+        counts = [len(shard) for shard in self.shards]
         self.first_document = np.concatenate(
             [np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)]
         )
-        lengths = _joined([shard.lengths for shard in self._shards], np.int64)
-        ids = _joined([shard.doc_id for shard in self._shards], np.uint64)
+        lengths = _joined([shard.lengths for shard in self.shards], np.int64)
+        ids = _joined([shard.doc_id for shard in self.shards], np.uint64)
         if len(lengths) and lengths.min() < 1:
             raise MixcError(
                 "MX040",
@@ -121,8 +121,8 @@ class DomainStream:
 
     def rows_within(self, epochs: float, most: int) -> int:
         """Rows of the first so many epochs, a part of the last rounded down; `most` at most."""
-        if self.empty:
-            return 0
+        if self.empty or epochs == np.inf:  # epochs without end need not be laid out
+            return 0 if self.empty else most
         return self._borders.within(epochs, most * self._step) // self._step
 
     def epochs_of(self, rows: int) -> float:
@@ -193,7 +193,7 @@ class DomainStream:
         out = np.empty(len(document), np.uint64)
         for number in np.unique(shard):
             mine = shard == number
-            out[mine] = self._shards[number].doc_id[local[mine]]
+            out[mine] = self.shards[number].doc_id[local[mine]]
         return out
 
     def locate(self, document: Index) -> tuple[Index, Index]:
@@ -203,14 +203,14 @@ class DomainStream:
 
     def shard(self, number: int) -> Documents:
         """One shard of the domain."""
-        return self._shards[number]
+        return self.shards[number]
 
     def fill(self, spans: Spans, targets: Index, out: NDArray[np.generic]) -> None:
         """Copy spans to their places in the flat buffer `out`, in the order of the source."""
         shard, local = self.locate(spans.document)
         for number in np.unique(shard):
             mine = np.flatnonzero(shard == number)
-            documents = self._shards[number]
+            documents = self.shards[number]
             starts = documents.offsets[local[mine]] + spans.start[mine]
             by_source = np.argsort(starts, kind="stable")
             mine = mine[by_source]

@@ -181,6 +181,8 @@ def open_shard(path: Path, record: ShardRecord) -> Documents:
     bounds = documents.offsets[[0, -1]]
     if len(documents) != record.documents or list(bounds) != [0, record.tokens]:
         raise MixcError("MX040", "the shard's counts are not its manifest's", place=place)
+    if (documents.offsets[1:] < documents.offsets[:-1]).any():  # differences may wrap around
+        raise MixcError("MX040", "a document's offsets do not rise", place=place)
     return documents
 
 

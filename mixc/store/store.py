@@ -174,7 +174,11 @@ class Store:
 
     def open(self, shard: ShardRecord) -> Documents:
         """The documents of a shard."""
-        return open_shard(self.root / shard.file.path, shard)
+        documents = open_shard(self.root / shard.file.path, shard)
+        if documents.tokens.dtype != self.dtype:
+            message = f"the shard's tokens are {documents.tokens.dtype}, the store's {self.dtype}"
+            raise MixcError("MX040", message, place=Place(str(self.root / shard.file.path)))
+        return documents
 
     def held_out(self, domain: str) -> Iterator[Documents]:
         """The documents that a domain holds out, each text once, shard by shard."""

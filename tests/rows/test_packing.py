@@ -113,3 +113,8 @@ def test_a_domain_without_training_documents_has_no_rows(tmp_path):
     assert stream.rows_within(np.inf, 9) == 0
     assert stream.epochs_of(0) == 0
     assert stream.tokens(stream.deck(np.zeros(0, np.int64))).shape == (0, 4)
+
+
+def test_rows_without_a_cap_lay_no_epochs_out(store):
+    (stream,) = Layout(16, 0, "best_fit").open(store, ["few"])
+    assert stream.rows_within(np.inf, 10**12) == 10**12

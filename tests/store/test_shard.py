@@ -162,6 +162,15 @@ def test_counts_are_compared_with_the_record(written, change):
     assert damage(path, replace(record, **change)) == "the shard's counts are not its manifest's"
 
 
+def test_offsets_that_only_seem_to_rise_are_refused(tmp_path):
+    """Their differences wrap around to lengths of at least one that add up."""
+    documents = make([2, 2, 2, 2])
+    offsets = np.array([0, 2**63 - 1, -(2**63), -1, 8])
+    assert np.diff(offsets).min() >= 1
+    record = write_shard(tmp_path, replace(documents, offsets=offsets))
+    assert damage(tmp_path / record.file.path, record) == "a document's offsets do not rise"
+
+
 @pytest.mark.parametrize(
     "columns",
     [

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -25,50 +27,48 @@ _IN_FLIGHT = 4  # tasks per worker handed out ahead of the oldest unfinished one
 _MEMORY = "out of memory, perhaps: try fewer --workers; finished work is kept"
 
 
-def run(
-    function: Callable[[Context, Task, Report], Result],
-    tasks: Sequence[Task],
-    *,
-    setup: Callable[..., Context],
-    arguments: tuple[object, ...],
-    workers: int,
-    report: Report,
-) -> Iterator[Result]:
-    """Yield `function(setup(*arguments), task, report)` for each task, by a crew of their own."""
-    with Crew(max(1, min(workers, len(tasks)))) as crew:
-        crew.prepare(setup, *arguments)
-        yield from crew.run(function, tasks, report)
-
-
 class Crew:
-    """Workers: spawned processes that start at once, or, of one, this process itself.
+    """Workers: processes that start at once, or, of one, this process itself.
+
+    The workers are forked from one fresh process, a spawned one without threads of its own, after
+    it has called `first`: what that loads is loaded once and shared by all. It is a head start and
+    no more: its errors are met again by whoever needs what it should have loaded.
 
     `prepare` says what each makes for itself, its context, before the next task. Runs follow one
     another and are taken to their end. Raises MX046 if a worker cannot be started, or dies.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, first: Callable[[], object] | None = None) -> None:
         self.workers = max(1, workers)
         self._context: Any = None
         self._setup: tuple[Callable[..., Any], tuple[object, ...]] | None = None
         self._pipes: list[Connection] = []
-        self._processes: list[BaseProcess] = []
-        for _ in range(workers if workers > 1 else 0):
+        self._parent: BaseProcess | None = None
+        # A message may be large, and its reader not be ready: nobody waits for that here.
+        self._sender = ThreadPoolExecutor(1)
+        self._sent: list[Future[None]] = []
+        if workers > 1:
             try:
-                self._spawn()
+                self._spawn(first)
             except OSError as error:
                 self.dismiss()
                 reason = f"a worker process cannot be started: {(error.strerror or '').lower()}"
                 raise MixcError("MX046", reason, help="try fewer --workers") from error
 
-    def _spawn(self) -> None:
+    def _spawn(self, first: Callable[[], object] | None) -> None:
         spawn = multiprocessing.get_context("spawn")
-        ours, theirs = spawn.Pipe()
-        self._pipes.append(ours)
-        process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
-        process.start()
-        self._processes.append(process)
-        theirs.close()
+        theirs: list[Connection] = []
+        try:
+            for _ in range(self.workers):
+                our_end, their_end = spawn.Pipe()
+                self._pipes.append(our_end)
+                theirs.append(their_end)
+            self._parent = spawn.Process(target=_fork_workers, args=(theirs,), daemon=True)
+            self._parent.start()
+        finally:
+            for pipe in theirs:
+                pipe.close()
+        self._send_later(self._pipes[:1], first)
 
     def __enter__(self) -> Crew:
         return self
@@ -78,18 +78,25 @@ class Crew:
 
     def dismiss(self) -> None:
         """End the workers; what is staged survives whatever they were at."""
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            process.join()
+        if self._parent is not None and self._parent.pid is not None:
+            self._parent.terminate()
+            self._parent.join()
+        self._sender.shutdown()
         for pipe in self._pipes:
+            # A pipe is at its end once its worker, whom its parent takes along, is gone.
+            with suppress(EOFError, OSError):
+                while True:
+                    pipe.recv_bytes()
             pipe.close()
 
     def prepare(self, setup: Callable[..., Any], *arguments: object) -> None:
         """Have each worker make its context anew, `setup(*arguments)`; its errors meet tasks."""
         self._context, self._setup = None, (setup, arguments)
-        for pipe in self._pipes:
-            _send(pipe, ("prepare", setup, arguments))
+        self._send_later(self._pipes, ("prepare", setup, arguments))
+
+    def _send_later(self, pipes: list[Connection], message: object) -> None:
+        """Send before whatever the next run sends, which raises what this meets."""
+        self._sent += [self._sender.submit(_send, pipe, message) for pipe in pipes]
 
     def run(
         self,
@@ -130,6 +137,8 @@ class Crew:
         """
         schedule, report = Schedule(chains, ahead), quiet(report)
         if self._pipes:
+            while self._sent:
+                self._sent.pop(0).result()
             yield from self._driven(function, schedule, chains, accept, report)
             return
         while (place := schedule.next(0)) is not None:
@@ -210,7 +219,7 @@ def _accepted(
         return False, error
 
 
-def _send(pipe: Connection, message: tuple[object, ...]) -> None:
+def _send(pipe: Connection, message: object) -> None:
     try:
         pipe.send(message)
     except OSError as error:
@@ -221,10 +230,61 @@ def _died() -> MixcError:
     return MixcError("MX046", "a worker process died", help=_MEMORY)
 
 
-def _serve(pipe: Connection) -> None:
-    """A worker's life. It ends at once when its parent does, however that happens."""
+def _fork_workers(pipes: list[Connection]) -> None:
+    """The life of the workers' parent: they end at once when it does, as it does with its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    try:
+        first = pipes[0].recv()
+    except EOFError:
+        return
+    with suppress(Exception):
+        if first is not None:
+            first()
+    gc.freeze()  # else the collector would write to what is shared
+    workers: list[int] = []
+    signal.signal(signal.SIGTERM, lambda *_: _end(workers))
+    bond, held = os.pipe()
+    for mine in pipes:
+        worker = os.fork()
+        if worker == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.close(held)
+            for pipe in pipes:
+                if pipe is not mine:
+                    pipe.close()
+            threading.Thread(target=_die_at_end, args=(bond,), daemon=True).start()
+            try:
+                _serve(mine)
+            finally:  # never into what this process was a copy of
+                os._exit(0)
+        workers.append(worker)
+    for pipe in pipes:
+        pipe.close()
+    own = multiprocessing.parent_process()
+    if own is not None:
+        own.join()
+    _end(workers)
+
+
+def _end(workers: list[int]) -> None:
+    """End this process and its workers. They are waited for: so their time is counted as ours."""
+    for worker in workers:
+        with suppress(OSError):
+            os.kill(worker, signal.SIGKILL)
+    for worker in workers:
+        with suppress(OSError):
+            os.waitpid(worker, 0)
+    os._exit(0)
+
+
+def _die_at_end(bond: int) -> None:
+    """End this process when no other holds the far end of a pipe."""
+    os.read(bond, 1)
+    os._exit(1)
+
+
+def _serve(pipe: Connection) -> None:
+    """A worker's life."""
     context: Any = None
     failure: Exception | None = None
     while True:
@@ -266,10 +326,3 @@ def explained(error: Exception) -> Exception:
     if isinstance(error, MemoryError):
         return MixcError("MX046", "a worker process ran out of memory", help=_MEMORY)
     return RuntimeError("in a worker process:\n" + "".join(traceback.format_exception(error)))
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)

@@ -65,7 +65,7 @@ class TokenizerFile:
 
     def engine(self, name: str) -> Engine:
         """An engine for this tokenizer, loaded once in a process. Raises Refused."""
-        return _engine(name, self.json, self.mode)
+        return load_once(name, self.json, self.mode)
 
 
 def mode_of(special_tokens: str) -> SpecialTokens:
@@ -74,8 +74,43 @@ def mode_of(special_tokens: str) -> SpecialTokens:
 
 
 @lru_cache(maxsize=len(PREFERENCE))
-def _engine(name: str, tokenizer_json: bytes, mode: SpecialTokens) -> Engine:
+def load_once(name: str, tokenizer_json: bytes, mode: SpecialTokens) -> Engine:
+    """As `load_engine`, but a process keeps what it has loaded. Raises Refused."""
     return load_engine(name, tokenizer_json, mode)
+
+
+def load_early(name: str, tokenizer_json: bytes, mode: SpecialTokens) -> None:
+    """Load an engine for a file that nobody has looked at: if its ids are in range, that is."""
+    if not _wild(tokenizer_json):
+        load_once(name, tokenizer_json, mode)
+
+
+class _Ids(msgspec.Struct):
+    """What a tokenizer.json says of ids, if its vocabulary numbers its tokens."""
+
+    class _Model(msgspec.Struct):
+        vocab: Any
+
+    class _Token(msgspec.Struct):
+        id: int
+
+    model: _Model
+    added_tokens: list[_Token] | None = None
+
+
+def _wild(raw: bytes) -> bool:
+    """Whether an engine might hold tables of any size for a file."""
+    if len(raw) > MAX_FILE_BYTES:
+        return True
+    try:
+        ids = msgspec.json.decode(raw, type=_Ids)
+        vocab = ids.model.vocab
+        found = [*vocab.values()] if isinstance(vocab, dict) else []
+        return (
+            max([*found, *(token.id for token in ids.added_tokens or ())], default=0) > _MAX_VOCAB
+        )
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
+        return True
 
 
 class _Added(msgspec.Struct):
@@ -96,7 +131,7 @@ def describe(
     """Check a tokenizer.json and find its end-of-text token. Raises MX030."""
     parts = _parts(raw, source)
     try:
-        reference = cast("Reference", _engine(REFERENCE, raw, mode_of(special_tokens)))
+        reference = cast("Reference", load_once(REFERENCE, raw, mode_of(special_tokens)))
     except Refused as refused:
         raise _bad(source, str(refused.__cause__)) from refused
     vocabulary = reference.vocabulary()

@@ -20,7 +20,7 @@ from mixc.store.hashes import check_file, key_of
 from mixc.store.shard import token_dtype
 from mixc.store.store import MANIFEST, Store, open_store
 from mixc.tokenize.assemble import gather_source, options_key, write_tree
-from mixc.tokenize.encoder import EngineMismatch, TokenizerFile, Trust, mode_of
+from mixc.tokenize.encoder import EngineMismatch, TokenizerFile, Trust, load_early, mode_of
 from mixc.tokenize.engines import REFERENCE
 from mixc.tokenize.estimate import estimate
 from mixc.tokenize.inputs import Input, find, hashed
@@ -91,11 +91,13 @@ def tokenize(recipe: Recipe, *, workers: int) -> Store:
         if todo.fresh and todo.old is not None:
             commit.remove(staging)
             return todo.old
-        # The workers start up while the tokenizer is looked at.
-        with local.Crew(min(workers, useful_workers(todo.inputs))) as crew:
-            file = stored_tokenizer(todo.old, todo.tokenizer_key)
-            file = file or obtain(recipe, todo.inputs, todo.tokenizer_key)
-            engine = likely(recipe.tokenizer, file, _verdicts(root))
+        raw = stored_tokenizer(todo.old, todo.tokenizer_key)
+        raw = raw or obtain(recipe, todo.inputs, todo.tokenizer_key)
+        engine = likely(recipe.tokenizer, raw.sha256, raw.special_tokens, _verdicts(root))
+        # The engine is loaded while the tokenizer is looked at.
+        load = partial(load_early, engine, raw.json, mode_of(raw.special_tokens))
+        with local.Crew(min(workers, useful_workers(todo.inputs)), load) as crew:
+            file = raw.describe()
             crew.prepare(make_worker, file, staging, engine)
             sources = _tokenized(recipe, todo, file, staging, crew)
         tree = staging / "tree"
@@ -132,9 +134,10 @@ def _verdicts(root: Path) -> Path:
 
 def estimate_plan(recipe: Recipe, todo: TokenizePlan, *, workers: int) -> dict[str, Any]:
     """What a run would make, roughly, for `mixc plan`."""
-    file = stored_tokenizer(todo.old, todo.tokenizer_key)
-    if file is None and recipe.tokenizer.train is None:
-        file = obtain(recipe, todo.inputs, todo.tokenizer_key)
+    raw = stored_tokenizer(todo.old, todo.tokenizer_key)
+    if raw is None and recipe.tokenizer.train is None:
+        raw = obtain(recipe, todo.inputs, todo.tokenizer_key)
+    file = raw.describe() if raw else None
     rough = estimate(recipe, todo.inputs, file)
     total = sum(rough.tokens.values())
     train = recipe.tokenizer.train

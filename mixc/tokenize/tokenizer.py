@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,31 @@ def tokenizer_key(recipe: Recipe, inputs: Sequence[Input]) -> str:
     return key_of(data)
 
 
-def stored_tokenizer(store: Store | None, key: str) -> TokenizerFile | None:
+@dataclass(frozen=True)
+class Raw:
+    """A tokenizer.json that is not looked at yet, and what is asked of it.
+
+    `eot`: the end-of-text token; None: one of the common ones. `key`: see `tokenizer_key`.
+    """
+
+    json: bytes
+    eot: str | None
+    special_tokens: str
+    source: str
+    key: str
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file."""
+        return sha256(self.json).hexdigest()
+
+    def describe(self) -> TokenizerFile:
+        """Look at it: this loads the reference. Raises MX030."""
+        options = {name: getattr(self, name) for name in ("eot", "special_tokens", "source", "key")}
+        return encoder.describe(self.json, **options)
+
+
+def stored_tokenizer(store: Store | None, key: str) -> Raw | None:
     """The tokenizer of the store that is there, if it is the one of this key, and whole."""
     if store is None or store.manifest["tokenizer"]["key"] != key:
         return None
@@ -41,30 +66,27 @@ def stored_tokenizer(store: Store | None, key: str) -> TokenizerFile | None:
         raw = (store.root / TOKENIZER).read_bytes()
     except OSError:
         return None
-    if sha256(raw).hexdigest() != known["sha256"]:
-        return None
-    same = {name: known[name] for name in ("eot", "special_tokens", "source")}
-    return encoder.describe(raw, key=key, **same)
+    found = Raw(raw, known["eot"], known["special_tokens"], known["source"], key)
+    return found if found.sha256 == known["sha256"] else None
 
 
-def obtain(recipe: Recipe, inputs: Sequence[Input], key: str) -> TokenizerFile:
-    """Load or train the recipe's tokenizer. Raises MX030."""
+def obtain(recipe: Recipe, inputs: Sequence[Input], key: str) -> Raw:
+    """Read, fetch or train the recipe's tokenizer. Raises MX030."""
     options = recipe.tokenizer
-    describe = partial(
-        encoder.describe, eot=options.eot, special_tokens=options.special_tokens, key=key
-    )
     if options.path is not None:
-        return describe(recipe.resolve(options.path).read_bytes(), source=options.path)
-    if options.hub is not None:
-        return describe(_from_hub(options.hub), source=f"hub:{options.hub}")
-    assert options.train is not None
-    raw = train.train(
-        inputs,
-        {name: rules_of(domain) for name, domain in recipe.domains.items()},
-        vocab_size=options.train.vocab_size,
-        sample_bytes=options.train.sample_bytes,
-    )
-    return describe(raw, source="trained on the recipe's domains")
+        raw, source = recipe.resolve(options.path).read_bytes(), options.path
+    elif options.hub is not None:
+        raw, source = _from_hub(options.hub), f"hub:{options.hub}"
+    else:
+        assert options.train is not None
+        source = "trained on the recipe's domains"
+        raw = train.train(
+            inputs,
+            {name: rules_of(domain) for name, domain in recipe.domains.items()},
+            vocab_size=options.train.vocab_size,
+            sample_bytes=options.train.sample_bytes,
+        )
+    return Raw(raw, options.eot, options.special_tokens, source, key)
 
 
 def _from_hub(name: str) -> bytes:

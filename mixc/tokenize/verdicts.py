@@ -19,15 +19,18 @@ from mixc.recipe import Tokenizer
 from mixc.store import commit
 from mixc.store.hashes import key_of, seal, unseal
 from mixc.tokenize.check import Mismatch, cpu_features
-from mixc.tokenize.encoder import TokenizerFile, Trust
+from mixc.tokenize.encoder import TokenizerFile, Trust, mode_of
 from mixc.tokenize.engines import PREFERENCE, REFERENCE, Failed, Refused, version_of
 
 _SCHEMA = "mixc.verdict/1"
 
 
-def likely(options: Tokenizer, file: TokenizerFile, folder: Path) -> str:
-    """The first engine that `choose` will ask for, so that workers may load it by then."""
-    wrong = condemned(folder, file.sha256, file.mode)
+def likely(options: Tokenizer, tokenizer: str, special_tokens: str, folder: Path) -> str:
+    """The first engine that `choose` will ask for, so that workers may load it by then.
+
+    `tokenizer`: its SHA-256.
+    """
+    wrong = condemned(folder, tokenizer, mode_of(special_tokens))
     for name in _candidates(options):
         with suppress(Refused):
             if (name, version_of(name)) not in wrong:

@@ -3,7 +3,12 @@
 import os
 import resource
 import signal
+import subprocess
+import sys
+import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -34,9 +39,10 @@ def add(offset, task, report):
     return offset + task
 
 
-def run(tasks, workers, *, setup=context, report=lambda amount: None):
-    options = {"setup": setup, "arguments": (10,), "workers": workers, "report": report}
-    return list(local.run(add, tasks, **options))
+def run(tasks, workers, *, function=add, setup=context, report=lambda amount: None):
+    with local.Crew(workers) as crew:
+        crew.prepare(setup, 10)
+        return list(crew.run(function, tasks, report))
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -162,9 +168,8 @@ def fail_all(offset, task, report):
 
 
 def test_of_the_errors_under_way_the_first_in_order_is_raised():
-    options = {"setup": context, "arguments": (0,), "workers": 2, "report": lambda amount: None}
     with pytest.raises(MixcError, match="task 0"):
-        list(local.run(fail_all, list(range(20)), **options))
+        run(list(range(20)), 2, function=fail_all)
 
 
 def fail_strangely(offset, task, report):
@@ -172,6 +177,107 @@ def fail_strangely(offset, task, report):
 
 
 def test_an_error_that_is_not_ours_brings_its_traceback():
-    options = {"setup": context, "arguments": (0,), "workers": 2, "report": lambda amount: None}
     with pytest.raises(RuntimeError, match="fail_strangely"):
-        list(local.run(fail_strangely, [1, 2], **options))
+        run([1, 2], 2, function=fail_strangely)
+
+
+LOADED = []
+
+
+def load():
+    LOADED.append(os.getpid())
+
+
+def fail_to_load():
+    raise MixcError("MX030", "no tokenizer")
+
+
+def loaded(offset, task, report):
+    time.sleep(0.05)
+    return os.getpid(), tuple(LOADED)
+
+
+def test_what_is_loaded_first_is_loaded_once_and_shared_by_all():
+    with local.Crew(3, load) as crew:
+        crew.prepare(context, 0)
+        found = set(crew.run(loaded, list(range(12)), lambda amount: None))
+    assert len(found) == 3  # workers
+    (first,) = {where for _, where in found}
+    assert len(first) == 1 and first[0] not in {own for own, _ in found}
+    assert LOADED == []
+
+
+def test_a_head_start_that_fails_is_no_error():
+    with local.Crew(2, fail_to_load) as crew:
+        crew.prepare(context, 1)
+        assert list(crew.run(add, [1, 2], lambda amount: None)) == [2, 3]
+
+
+def sleep_long(offset, task, report):
+    report(os.getpid())
+    time.sleep(600)
+
+
+def alive(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_workers_are_gone_when_a_crew_is_dismissed():
+    """Whatever they were at: who follows may remove their files."""
+
+    seen = []
+    crew = local.Crew(2)
+    crew.prepare(context, 0)
+    work = crew.run(sleep_long, [1, 2], seen.append)
+    waiter = threading.Thread(target=suppressed, args=(work,), daemon=True)
+    waiter.start()
+    while len(seen) < 2:
+        time.sleep(0.01)
+    crew.dismiss()
+    assert not any(map(alive, seen))
+
+
+def suppressed(work):
+    with suppress(MixcError, OSError):
+        list(work)
+
+
+def test_workers_do_not_outlive_the_process_that_hired_them(tmp_path):
+    script = tmp_path / "hires.py"
+    script.write_text(HIRES)
+    path = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env={**os.environ, **path}
+    ) as process:
+        workers = [int(process.stdout.readline()) for _ in range(2)]
+        assert all(map(alive, workers))
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 30
+        while any(map(alive, workers)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert not any(map(alive, workers))
+
+
+HIRES = """
+import os, time
+from mixc.engine import local
+
+
+def nothing():
+    return None
+
+
+def work(context, task, report):
+    report(os.getpid())
+    time.sleep(600)
+
+
+if __name__ == "__main__":
+    with local.Crew(2) as crew:
+        crew.prepare(nothing)
+        list(crew.run(work, [1, 2], lambda pid: print(pid, flush=True)))
+"""

@@ -41,9 +41,9 @@ def doubtful(monkeypatch):
     monkeypatch.setattr(encoder, "load_engine", load_doubtful)
     monkeypatch.setattr(trial, "head_bytes", lambda size: 0)
     monkeypatch.setattr("mixc.tokenize.units._BUNDLE_FILES", 1)
-    encoder._engine.cache_clear()
+    encoder.load_once.cache_clear()
     yield
-    encoder._engine.cache_clear()
+    encoder.load_once.cache_clear()
 
 
 def recipe(folder, engine="auto", verify=1.0):
@@ -150,9 +150,9 @@ def test_work_that_nobody_compared_is_not_laid_to_another_engine(
         )
         patch.setattr(trial, "head_bytes", lambda size: 0)
         patch.setattr(verdicts, "version_of", lambda name: "0.0.1")
-        encoder._engine.cache_clear()
+        encoder.load_once.cache_clear()
         killed_before_samples_are_compared(recipe(tmp_path), monkeypatch)
-    encoder._engine.cache_clear()
+    encoder.load_once.cache_clear()
     store = tokenize(recipe(tmp_path, engine=engine), workers=1)
     assert engine_names(store) == ["tokenizers" if engine == "tokenizers" else "fastokens"]
     assert "other ids" not in capsys.readouterr().err

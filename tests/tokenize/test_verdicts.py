@@ -57,10 +57,10 @@ def doubled(monkeypatch):
 
         monkeypatch.setattr(encoder, "load_engine", load_double)
         monkeypatch.setattr(verdicts, "version_of", lambda name: "9.9")
-        encoder._engine.cache_clear()
+        encoder.load_once.cache_clear()
 
     yield double
-    encoder._engine.cache_clear()
+    encoder.load_once.cache_clear()
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_a_store_of_an_engine_that_failed_since_is_made_again(tmp_path, wrong, m
     assert engines(tokenize(old, workers=1)) == ["fastokens 9.9"]
     assert plan(old).fresh
     monkeypatch.undo()
-    file = stored_tokenizer(plan(old).old, plan(old).tokenizer_key)
+    file = stored_tokenizer(plan(old).old, plan(old).tokenizer_key).describe()
     verdicts.condemn(
         tmp_path / "out/.mixc/store/engines", file, "9.9", Mismatch("fastokens", MARK, [1], [2])
     )
@@ -311,9 +311,9 @@ def find_mismatch(context, task, report):
 
 
 def test_a_mismatch_found_by_a_worker_process_arrives_whole():
-    options = {"setup": dict, "arguments": (), "workers": 2, "report": lambda amount: None}
-    with pytest.raises(EngineMismatch) as caught:
-        list(local.run(find_mismatch, [1, 2], **options))
+    with local.Crew(2) as crew, pytest.raises(EngineMismatch) as caught:
+        crew.prepare(dict)
+        list(crew.run(find_mismatch, [1, 2], lambda amount: None))
     assert caught.value.mismatch == Mismatch("fastokens", "text", [1], [2])
 
 

@@ -27,7 +27,7 @@ REFERENCE = "tokenizers"
 PREFERENCE = ("fastokens", "gigatoken", REFERENCE)
 
 _CHUNK_CHARS = 1 << 16
-_AMPLE_BYTES = 200 << 20  # a process below that may fill its caches
+_AMPLE_BYTES = 220 << 20  # a process below that may fill its caches
 _M_ARENA_MAX = -8  # of glibc's malloc.h
 # One worker is one process: threads of an engine would fight over its core. Each of these is
 # read once, at the engine's first use.

@@ -18,9 +18,9 @@ from mixc.tokenize.rules import Rules
 from mixc.tokenize.staged import SHARD_BYTES
 from mixc.tokenize.unit import UnitTask
 
-ALGORITHM = 2  # a change of what shards hold, from the same inputs and options, raises it
+ALGORITHM = 3  # a change of what shards hold, from the same inputs and options, raises it
 PART_BYTES = 64 << 20  # of a large file's content
-_LARGE_BYTES, _BUNDLE_BYTES, _BUNDLE_FILES = 4 << 20, 64 << 20, 64
+_LARGE_BYTES, _BUNDLE_BYTES, _BUNDLE_FILES = 4 << 20, 8 << 20, 64
 
 
 def plan_units(

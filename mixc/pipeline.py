@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mixc.build import stage as build_stage
+from mixc.build.memory import memory_bytes
 from mixc.build.mixture import Mixture
 from mixc.build.plan import BuildPlan, StageWeights, make_plan
 from mixc.engine.ray import Cluster
@@ -164,7 +165,7 @@ def plan(recipe: Recipe, *, workers: int) -> list[StagePlan]:
     build = make_plan(recipe, store, mixture_stages(recipe, store))
     root = recipe.workdir_path / "mixture"
     status = "fresh" if build_stage.fresh(root, build) else _status(recipe)
-    return [*stages, StagePlan("build-mixture", status, _describe(build, root))]
+    return [*stages, StagePlan("build-mixture", status, _describe(build, store, root, workers))]
 
 
 def _status(recipe: Recipe) -> str:
@@ -178,12 +179,20 @@ def _size(recipe: Recipe) -> dict[str, int]:
     return {"rows": options.row_count, "tokens": options.row_count * options.row_tokens}
 
 
-def _describe(plan: BuildPlan, root: Path) -> dict[str, Any]:
+def _describe(plan: BuildPlan, store: Store, root: Path, workers: int) -> dict[str, Any]:
+    reuse = build_stage.reusable(root, plan, store)
+    blocks, disk = -(-plan.rows // plan.block_rows), plan.disk_bytes()
     return {
         "rows": plan.rows,
         "tokens": plan.tokens,
+        "blocks": blocks,
+        "reused_blocks": 0 if reuse is None else len(reuse.blocks),
+        "reused_formats": [] if reuse is None else reuse.formats(plan),
         "output_bytes": plan.bytes,
-        "about_seconds": plan.bytes / _BUILD_BYTES_PER_SECOND,
+        "disk_bytes": sum(disk.values()),
         "free_bytes": build_stage.free_bytes(root),
+        "about_memory_bytes": memory_bytes(plan, store, workers=workers),
+        "about_seconds": plan.bytes / _BUILD_BYTES_PER_SECOND,
+        "disk": disk,
         "domains": build_stage.describe_domains(plan),
     }

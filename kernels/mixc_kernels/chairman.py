@@ -24,6 +24,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+_EXACT_ROWS = 3_037_000_499  # whose squares fit in int64
+
 
 def assign(counts: NDArray[np.int64]) -> NDArray[np.uint16]:
     """The domain of each row, uint16[R], from the rows of each domain, int64[K]."""
@@ -173,11 +175,12 @@ def worst_error(
     Rows due are n counts / R after n rows, or those of a ramp from `begin` (see `assign_ramp`). A
     domain's error falls while it has no row, so only the ends of blocks in which it has one, and
     those just before, are looked at: O(R), whatever the number of domains. Without a ramp nothing
-    is rounded but the result.
+    is rounded but the result, while R**2 < 2**63; else it errs by less than 1e-6 rows.
     """
-    total = len(labels)
-    if begin is None:
-        return int(_worst(labels, np.asarray(counts, np.int64), block)) / max(total, 1)
+    counts, total = np.asarray(counts, np.int64), len(labels)
+    if begin is None and total < _EXACT_ROWS:
+        return int(_worst(labels, counts, block)) / max(total, 1)
+    begin = counts if begin is None else begin
     return float(_worst_ramp(labels, begin.astype(np.float64), counts.astype(np.float64), block))
 
 
@@ -185,7 +188,7 @@ def worst_error(
 def _worst(
     labels: NDArray[np.uint16], counts: NDArray[np.int64], block: int
 ) -> int:  # pragma: no cover - compiled
-    """R times the largest error: whole numbers, while R**2 < 2**63."""
+    """R times the largest error, in whole numbers; R below `_EXACT_ROWS`."""
     total, worst = len(labels), 0
     seen, last = np.zeros(len(counts), np.int64), np.full(len(counts), -1, np.int64)
     for first in range(0, total, block):

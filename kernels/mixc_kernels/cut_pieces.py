@@ -7,17 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 Index = NDArray[np.int64]
+Narrow = NDArray[np.uint32] | Index
 
 
 def cut_pieces(
-    ends: Index, order: Index, lengths: Index, begin: Index, end: Index
+    ends: Index, order: Narrow, lengths: Narrow, begin: Index, end: Index
 ) -> tuple[Index, Index, Index, Index]:
     """The spans that pieces `begin[i]` to `end[i]` of a stream are made of, in order.
 
     The stream is documents end to end: the n-th is number `order[n]`, of `lengths[order[n]]`
-    tokens, all at least one, and ends at `ends[n]`. All are int64; pieces are not empty and lie
-    within the stream. Of each span: its piece, its document's number, its first token in the
-    document, and its length, int64[m].
+    tokens, all at least one, and ends at `ends[n]`. All are int64, `order` and `lengths` perhaps
+    uint32; pieces are not empty and lie within the stream. Of each span: its piece, its
+    document's number, its first token in the document, and its length, int64[m].
     """
     first = np.searchsorted(ends, begin, side="right")
     count = np.searchsorted(ends, end - 1, side="right") - first + 1
@@ -30,8 +31,8 @@ def cut_pieces(
 @numba.njit(cache=True, nogil=True)
 def _cut_pieces(
     ends: Index,
-    order: Index,
-    lengths: Index,
+    order: Narrow,
+    lengths: Narrow,
     begin: Index,
     end: Index,
     first: Index,

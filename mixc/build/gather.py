@@ -8,7 +8,7 @@ and all share one copy of the documents' lengths and orders.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import xxhash
-from mixc_kernels.copy_spans import Pool, gather_spans, make_pool, widen
+from mixc_kernels.gather_spans import gather_spans, widen
 from numpy.typing import NDArray
 
 from mixc.build.provenance import BlockRows, block_table, taken
 from mixc.build.supply import Supply
-from mixc.rows.stream import DomainStream, Spans, targets, within_rows
+from mixc.rows.columns import Columns, open_columns
+from mixc.rows.stream import AT_ONCE, DomainStream, Spans, targets, within_rows
 from mixc.store import commit
 from mixc.store.store import Store
 
@@ -67,17 +68,15 @@ class BlockDone:
 class Builder:
     """What workers share.
 
-    `locks` has one for each domain's stream. The pools hold the columns of every shard, domain by
-    domain: those of domain d from `first_shard[d]` on, int64[K]; `first_document` is the number in
-    its domain of each shard's first document, int64[shards].
+    `locks` has one for each domain's stream. `columns` are those of every shard, domain by domain:
+    of domain d from shard `first_shard[d]` on, int64[K]; `first_document` is the number in its
+    domain of each shard's first document, int64[shards].
     """
 
     domains: tuple[str, ...]
     streams: tuple[DomainStream, ...]
     locks: tuple[Lock, ...]
-    tokens: Pool
-    doc_ids: Pool
-    offsets: Pool
+    columns: Columns
     first_shard: Index
     first_document: Index
     seq_len: int
@@ -97,17 +96,14 @@ def make_builder(
 
     streams = supply.streams
     if not streams:
-        with ThreadPoolExecutor(workers) as crew:
+        with ThreadPoolExecutor(min(workers, AT_ONCE)) as crew:
             streams = tuple(crew.map(open_stream, domains))
     shards = [one.shards for one in streams]
-    every = [shard for mine in shards for shard in mine]
     return Builder(
         domains=domains,
         streams=streams,
         locks=tuple(Lock() for _ in domains),
-        tokens=make_pool([shard.tokens for shard in every]),
-        doc_ids=make_pool([shard.doc_id for shard in every]),
-        offsets=make_pool([shard.offsets for shard in every]),
+        columns=open_columns([shard for mine in shards for shard in mine]),
         first_shard=targets(np.array([len(mine) for mine in shards])),
         first_document=np.concatenate([one.first_document[:-1] for one in streams]),
         seq_len=supply.layout.seq_len,
@@ -118,16 +114,19 @@ def make_builder(
 
 
 def build_blocks(
-    builder: Builder, tasks: Sequence[BlockTask], *, workers: int
+    builder: Builder, tasks: Iterable[BlockTask], rows: int, *, workers: int
 ) -> Iterator[BlockDone]:
-    """Stage every block; yield them in order. Tokens are good until the next block is asked for."""
-    most = max((len(task.labels) for task in tasks), default=0) * builder.seq_len
+    """Stage every block, of `rows` rows at most; yield them in order.
+
+    Tokens are good until the next block is asked for.
+    """
+    most = rows * builder.seq_len
     if workers < 2:
         buffer = np.empty(most, builder.dtype)
         for task in tasks:
             yield build_block(builder, task, buffer)
         return
-    free = [np.empty(most, builder.dtype) for _ in range(min(workers + 1, len(tasks)))]
+    free = [np.empty(most, builder.dtype) for _ in range(workers + 1)]
     pending: deque[tuple[Future[BlockDone], NDArray[Any]]] = deque()
     waiting = iter(tasks)
     crew = ThreadPoolExecutor(workers)
@@ -173,7 +172,7 @@ def _write(builder: Builder, task: BlockTask, rows: BlockRows, out: NDArray[Any]
         shard, at, length = rows.shard[part], rows.at[part], spans.length[part]
         if not full:
             piece.fill(builder.eot_id)
-        gather_spans(builder.tokens, shard, at, to[part] - begin, length, piece)
+        gather_spans(builder.columns.tokens, shard, at, to[part] - begin, length, piece)
         digest.update(piece)
         offset = (task.first * seq_len + begin) * builder.dtype.itemsize
         commit.write_at(builder.path, offset, piece.data.cast("B"))
@@ -205,13 +204,10 @@ def _sources(builder: Builder, task: BlockTask) -> BlockRows:
     small = joined[0].astype(np.uint16)  # sorted faster
     order = np.argsort(small if len(task.labels) <= 1 << 16 else joined[0], kind="stable")
     row, epoch, document, start, length, shard = (column[order] for column in joined)
-    local, each = document - builder.first_document[shard], np.arange(len(row))
-    doc_id, at = np.empty(len(row), np.uint64), np.empty(len(row), np.int64)
-    one = np.ones(len(row), np.int64)
-    gather_spans(builder.doc_ids, shard, local, each, one, doc_id)
-    gather_spans(builder.offsets, shard, local, each, one, at)
+    local = document - builder.first_document[shard]
+    doc_id, begin = builder.columns.doc_ids(shard, local), builder.columns.begins(shard, local)
     spans = Spans(row, epoch, document, start, length)
-    return BlockRows(task.first, task.labels, numbers, spans, doc_id, shard, at + start)
+    return BlockRows(task.first, task.labels, numbers, spans, doc_id, shard, begin + start)
 
 
 class BlockDigest:

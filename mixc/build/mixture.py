@@ -15,7 +15,7 @@ from mixc.registry import WRITERS
 from mixc.rows.packing import Layout
 from mixc.rows.stream import DomainStream
 from mixc.rows.weights import FILE as WEIGHTS_FILE
-from mixc.rows.weights import read_weights
+from mixc.rows.weights import DocumentWeights, read_weights
 from mixc.store import store
 from mixc.store.hashes import FileRecord, check_file, check_names, unseal
 from mixc.store.store import Store
@@ -61,9 +61,13 @@ class Mixture:
 
     def streams(self, source: Store) -> dict[str, DomainStream]:
         """The streams of its domains, over the store that it was built from."""
-        layout, names = self.layout, self.manifest["domains"]
-        weights = read_weights(self.root / WEIGHTS_FILE) if layout.weighted else None
-        return dict(zip(names, layout.open(source, names, weights), strict=True))
+        names = self.manifest["domains"]
+        return dict(zip(names, self.layout.open(source, names, self.document_weights), strict=True))
+
+    @property
+    def document_weights(self) -> DocumentWeights | None:
+        """The weights of documents that it was built with, if it was."""
+        return read_weights(self.root / WEIGHTS_FILE) if self.layout.weighted else None
 
     @property
     def spec(self) -> StreamSpec:

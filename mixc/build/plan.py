@@ -22,6 +22,7 @@ from mixc.writers.sequences import StreamSpec
 
 ALGORITHM = 1  # a change of what mixtures hold, from the same store and recipe, raises it
 _BLOCK_TOKENS = 1 << 24
+_PROVENANCE_BYTES = 16  # of a row that is cut from a single document
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,12 @@ class BuildPlan:
     @property
     def bytes(self) -> int:
         """Bytes of the token stream."""
-        return self.tokens * self.spec.dtype.itemsize
+        return self.spec.bytes
+
+    def disk_bytes(self) -> dict[str, int]:
+        """What is staged, at least: the stream, provenance, and what formats take beside."""
+        formats = {name: int(WRITERS[name].load().disk_bytes(self.spec)) for name in self.formats}
+        return {"stream": self.bytes, "provenance": _PROVENANCE_BYTES * self.rows, **formats}
 
 
 @dataclass(frozen=True)

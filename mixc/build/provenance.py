@@ -3,17 +3,20 @@
 Columns: `row: int64`, `domain: string`, `epoch: int32` (of the row's last token), `stream_row:
 int64` (its number in the domain's packed stream), and `spans`, a list of `{epoch, document,
 doc_id, start, length}`: `length` tokens of a document from token `start` on. `document` counts
-the domain's documents in the store's order.
+the domain's documents in the store's order. A row group holds a block; the file's metadata has,
+under `mixc.blocks`, the blocks' digests end to end, 32 hex digits each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -42,6 +45,8 @@ SCHEMA = pa.schema(
         pa.field("spans", pa.list_(pa.field("element", _SPAN, nullable=False)), nullable=False),
     ]
 )
+
+_DIGESTS = "mixc.blocks"
 
 # Smaller and faster than a dictionary and zstd of everything: ids are random, the rest is narrow.
 _FEW = ["domain", "epoch", "spans.list.element.epoch"]
@@ -118,10 +123,12 @@ class RowsWriter:
             write_statistics=False,
         )
         self.taken: dict[str, dict[int, int]] = {name: {} for name in domains}
+        self.digests: list[str] = []
 
-    def add(self, table: pa.Table, taken: Sequence[Mapping[int, int]]) -> None:
-        """Append a block's table, and its tokens by domain and epoch."""
+    def add(self, table: pa.Table, taken: Sequence[Mapping[int, int]], digest: str) -> None:
+        """Append a block's table, its tokens by domain and epoch, and its digest."""
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+        self.digests.append(digest)
         for sums, more in zip(self.taken.values(), taken, strict=True):
             for epoch, tokens in more.items():
                 sums[epoch] = sums.get(epoch, 0) + tokens
@@ -132,8 +139,23 @@ class RowsWriter:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         """Write the footer. After an error the file is nobody's: what it says counts no more."""
         with suppress(*(() if error is None else (Exception,))):
+            self._writer.add_key_value_metadata({_DIGESTS: "".join(self.digests)})
             self._writer.close()
         self._writer.is_open = False  # or it would try again, and complain, once it is collected
+
+
+def block_labels(path: Path, domains: Sequence[str]) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """Of each block, its digest and the number of each row's domain; none of an earlier file.
+
+    Raises OSError or ValueError if it cannot be read.
+    """
+    names = pa.array(domains, pa.string())
+    with pq.ParquetFile(path) as file:
+        said = (file.metadata.metadata or {}).get(_DIGESTS.encode(), b"").decode()
+        for group in range(min(file.num_row_groups, len(said) // 32)):
+            column = file.read_row_group(group, columns=["domain"])["domain"].combine_chunks()
+            labels = pc.index_in(column, value_set=names).fill_null(-1)
+            yield said[32 * group : 32 * group + 32], labels.to_numpy().astype(np.int64)
 
 
 def add_up(table: pa.Table, taken: dict[str, dict[int, int]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,24 @@ from mixc import __version__, progress
 from mixc.build import cluster as clusters
 from mixc.build import mixture as mixtures
 from mixc.build import order, provenance
+from mixc.build import reuse as reusing
+from mixc.build.export import Exporter
 from mixc.build.gather import BlockTask, build_blocks, make_builder, stream_hash
 from mixc.build.held import stage_held_out, stage_together, staged_sequences
 from mixc.build.mixture import Mixture, open_mixture
 from mixc.build.plan import BuildPlan
+from mixc.build.reuse import Reuse
 from mixc.build.schedule import describe
 from mixc.engine.ray import Cluster
-from mixc.errors import MixcError
+from mixc.errors import MixcError, Place
 from mixc.registry import WRITERS
 from mixc.store import commit
-from mixc.store.hashes import FileRecord, hash_file, key_of, seal
+from mixc.store.hashes import FileRecord, key_of, seal
 from mixc.store.store import Store
-from mixc.writers.sequences import Folder, Sequences, label_dtype
+from mixc.writers.sequences import label_dtype
 
-_JOURNAL, _STREAM = "blocks.jsonl", "stream.bin"
+_JOURNAL = "blocks.jsonl"
+_NOTHING: dict[str, Any] = {"domains": {}, "formats": {}}
 
 
 def fresh(root: Path, plan: BuildPlan) -> Mixture | None:
@@ -63,40 +67,71 @@ def build(
         for other in staging.iterdir():
             if other.name != plan.key:
                 commit.remove(other)
-        work = staging / plan.key
-        tree = work / "tree"
-        commit.remove(tree)
-        manifest = {**recipe_data, **_make(plan, store, work, tree, workers, cluster)}
-        commit.write_file(tree / mixtures.MANIFEST, seal(manifest))
-        commit.publish_tree(tree, root)
+        site = _Site(plan, store, root, staging / plan.key, workers, cluster)
+        commit.remove(site.tree)
+        manifest = {**recipe_data, **_make(site)}
+        commit.write_file(site.tree / mixtures.MANIFEST, seal(manifest))
+        commit.publish_tree(site.tree, root)
         commit.remove(staging)
     return open_mixture(root)
 
 
-def _make(
-    plan: BuildPlan,
-    store: Store,
-    work: Path,
-    tree: Path,
-    workers: int,
-    cluster: Cluster | None,
-) -> dict[str, Any]:
-    """Stage every file of the mixture under `tree` and describe it."""
-    labels = order.schedule_order(plan.schedule, shuffle_block=plan.shuffle_block, seed=plan.seed)
+@dataclass(frozen=True)
+class _Site:
+    """What is built, and by whom; `root` is where it will stand, `work` where it is staged."""
+
+    plan: BuildPlan
+    store: Store
+    root: Path
+    work: Path
+    workers: int
+    cluster: Cluster | None
+
+    @property
+    def tree(self) -> Path:
+        """What becomes the mixture."""
+        return self.work / "tree"
+
+    @property
+    def stream(self) -> Path:
+        """The token stream, which formats link or copy."""
+        return self.work / "stream.bin"
+
+
+def _make(site: _Site) -> dict[str, Any]:
+    """Stage every file of the mixture and describe it."""
+    plan, stream = site.plan, site.stream
+    labels = labels_of(plan)
+    reuse = reusing.find(site.root, plan, site.store, _tasks(plan, labels))
     weights = plan.supply.weights
-    weights_file = None if weights is None else weights.write(tree)
-    stream = work / _STREAM
-    staged = _gather(plan, store, labels, stream, tree, workers, cluster)
+    weights_file = None if weights is None else weights.write(site.tree)
+    if reuse is not None and reuse.blocks and not stream.exists():
+        reuse.stage(plan, stream)
+    _foresee(plan, stream, [] if reuse is None else reuse.formats(plan))
+    staged = _gather(site, labels, {} if reuse is None else reuse.blocks)
     commit.sync(stream)
     lengths = np.broadcast_to(np.int64(plan.row_len), plan.rows)
-    export = _Exporter(plan, tree, {stream: staged.xxh3})
+    export = Exporter(plan, site.tree, {stream: staged.xxh3}, reuse, workers=site.workers)
     numbers = labels.astype(label_dtype(len(plan.domains)), copy=False)
     rows_of = staged_sequences(
         stream, plan.spec.dtype, lengths, numbers, plan.domains, row_len=plan.row_len
     )
-    formats = export("", rows_of, "train")
+    there = {} if reuse is None else reuse.mixture.manifest
+    formats = export("", rows_of, "train", there["formats"] if reuse and reuse.all else {})
     for name, entry in formats.items():
         entry["how_to_load"] = WRITERS[name].load().how_to_load(plan.spec)
+    held = _hold_out(site, export, there.get("holdout", _NOTHING))
+    return (
+        _describe_rows(plan, site.store, labels, staged)
+        | {"formats": formats, "holdout": held, "provenance": staged.provenance.as_dict()}
+        | _describe_weights(plan, weights_file)
+    )
+
+
+def _describe_rows(
+    plan: BuildPlan, store: Store, labels: order.Labels, staged: _Staged
+) -> dict[str, Any]:
+    """What the manifest says of the stream: its shape, its domains, its order, its ledger."""
     ledger = mixtures.make_ledger(
         {name: (domain.tokens, domain.held_tokens) for name, domain in store.domains.items()},
         staged.taken,
@@ -130,10 +165,7 @@ def _make(
         "ledger": ledger,
         "block_rows": plan.block_rows,
         "stream_hash": stream_hash(staged.digests),
-        "formats": formats,
-        "holdout": _hold_out(plan, store, work, export),
-        "provenance": staged.provenance.as_dict(),
-    } | _describe_weights(plan, weights_file)
+    }
 
 
 def _describe_weights(plan: BuildPlan, file: FileRecord | None) -> dict[str, Any]:
@@ -173,6 +205,21 @@ def free_bytes(root: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def _foresee(plan: BuildPlan, stream: Path, reused: Sequence[str]) -> None:
+    """Raise MX043 if the disk cannot hold what is yet to be staged."""
+    held = stream.stat().st_blocks * 512 if stream.exists() else 0
+    taken = [size for name, size in plan.disk_bytes().items() if name not in reused]
+    needed, free = sum(taken) - held, free_bytes(stream)
+    if needed > free:
+        raise MixcError(
+            "MX043",
+            f"the mixture takes at least {needed:,} bytes more, and {free:,} are free",
+            place=Place(str(stream.parent)),
+            help="free some space, leave out formats that hold copies (mixc plan says what each "
+            "takes), or put workdir on another disk",
+        )
+
+
 @dataclass(frozen=True)
 class _Staged:
     """The staged token stream: digests of its blocks, its XXH3-128, tokens taken, provenance."""
@@ -183,39 +230,32 @@ class _Staged:
     provenance: FileRecord
 
 
-def _gather(
-    plan: BuildPlan,
-    store: Store,
-    labels: order.Labels,
-    stream: Path,
-    tree: Path,
-    workers: int,
-    cluster: Cluster | None,
-) -> _Staged:
-    """Stage the token stream and the provenance."""
+def _gather(site: _Site, labels: order.Labels, reused: Mapping[int, str]) -> _Staged:
+    """Stage the token stream and the provenance. `reused`: digests of blocks taken over."""
+    plan, store, stream = site.plan, site.store, site.stream
     commit.reserve(stream, plan.bytes)
     journal = stream.with_name(_JOURNAL)
-    known, digests, whole = _read_journal(journal), [], xxhash.xxh3_128()
-    tasks = _tasks(plan, labels, known)
+    known, whole = _read_journal(journal), xxhash.xxh3_128()
+    tasks = _tasks(plan, labels, {**reused, **known})
     with (
         progress.task("build mixture", plan.rows, "rows") as bar,
-        commit.create(tree / provenance.FILE) as file,
+        commit.create(site.tree / provenance.FILE) as file,
         provenance.RowsWriter(file, plan.domains) as writer,
     ):
-        if cluster is None:
-            builder = make_builder(store, plan.supply, plan.domains, stream, workers=workers)
-            blocks = build_blocks(builder, tasks, workers=workers)
+        if site.cluster is None:
+            many = site.workers
+            builder = make_builder(store, plan.supply, plan.domains, stream, workers=many)
+            blocks = build_blocks(builder, tasks, plan.block_rows, workers=many)
         else:
-            blocks = clusters.build_blocks(cluster, plan, store, stream, tasks)
+            blocks = clusters.build_blocks(site.cluster, plan, store, stream, list(tasks))
         for done in blocks:
             if known.get(done.number) != done.digest:
                 line = json.dumps({"block": done.number, "xxh3": done.digest})
                 commit.append_line(journal, line.encode())
-            digests.append(done.digest)
             whole.update(done.tokens.data)
-            writer.add(done.table, done.taken)
+            writer.add(done.table, done.taken, done.digest)
             bar.advance(done.rows)
-    return _Staged(digests, whole.hexdigest(), writer.taken, file.record(provenance.FILE))
+    return _Staged(writer.digests, whole.hexdigest(), writer.taken, file.record(provenance.FILE))
 
 
 def _read_journal(path: Path) -> dict[int, str]:
@@ -231,60 +271,55 @@ def _read_journal(path: Path) -> dict[int, str]:
     return known
 
 
-def _tasks(plan: BuildPlan, labels: order.Labels, known: Mapping[int, str]) -> list[BlockTask]:
-    tasks = []
+def labels_of(plan: BuildPlan) -> order.Labels:
+    """The domain of each row, uint16[R]."""
+    return order.schedule_order(plan.schedule, shuffle_block=plan.shuffle_block, seed=plan.seed)
+
+
+def reusable(root: Path, plan: BuildPlan, store: Store) -> Reuse | None:
+    """What a build would take over from the mixture that is there."""
+    if not (root / mixtures.MANIFEST).exists():
+        return None
+    return reusing.find(root, plan, store, _tasks(plan, labels_of(plan)))
+
+
+def _tasks(
+    plan: BuildPlan, labels: order.Labels, known: Mapping[int, str] | None = None
+) -> Iterator[BlockTask]:
+    """The plan's blocks: one after the other, as there may be a million, of 1000 domains."""
     positions = np.zeros(len(plan.domains), np.int64)
     for number, first in enumerate(range(0, plan.rows, plan.block_rows)):
         mine = labels[first : first + plan.block_rows]
-        tasks.append(BlockTask(number, first, mine, positions, known.get(number)))
+        yield BlockTask(number, first, mine, positions, (known or {}).get(number))
         positions = positions + np.bincount(mine, minlength=len(plan.domains))
-    return tasks
 
 
-class _Exporter:
-    """Writes sequences in every format of a plan; a file under two names is hashed once."""
+def _hold_out(site: _Site, export: Exporter, there: Mapping[str, Any]) -> dict[str, Any]:
+    """Export the held-out documents, each domain's apart and all together.
 
-    def __init__(self, plan: BuildPlan, tree: Path, known: Mapping[Path, str]) -> None:
-        self._formats, self._tree = plan.formats, tree
-        self._hashes = {path.stat().st_ino: xxh3 for path, xxh3 in known.items()}
-
-    def __call__(self, prefix: str, sequences: Sequences, split: str) -> dict[str, Any]:
-        formats = {}
-        for name in self._formats:
-            path = self._tree / prefix / name
-            folder = Folder(path)
-            files = WRITERS[name].load().write(sequences, folder, split)
-            records = [self._record(path / file, folder.hashes.get(file)) for file in files]
-            formats[name] = {"files": [record.as_dict() for record in records]}
-        return formats
-
-    def _record(self, path: Path, xxh3: str | None) -> FileRecord:
-        status = path.stat()
-        if status.st_ino not in self._hashes:
-            self._hashes[status.st_ino] = xxh3 or hash_file(path)
-        name = path.relative_to(self._tree).as_posix()
-        return FileRecord(name, status.st_size, self._hashes[status.st_ino])
-
-
-def _hold_out(
-    plan: BuildPlan,
-    store: Store,
-    work: Path,
-    export: Callable[[str, Sequences, str], dict[str, Any]],
-) -> dict[str, Any]:
-    """Export the held-out documents, each domain's apart and all together."""
-    held = {name: stage_held_out(store, name, work / "held") for name in plan.domains}
+    `there`: what the mixture that is there says of them, the same documents.
+    """
+    folder = site.work / "held"
+    held = {name: stage_held_out(site.store, name, folder) for name in site.plan.domains}
     domains = {
         name: {
             "documents": one.documents,
             "tokens": one.tokens,
-            "formats": export(f"holdout/{name}", one.sequences, "val"),
+            "formats": export(
+                f"holdout/{name}",
+                one.sequences,
+                "val",
+                there["domains"].get(name, _NOTHING)["formats"],
+            ),
         }
         for name, one in held.items()
         if one.documents
     }
-    together = stage_together(held, work / "held" / ".all.bin")
-    return {"domains": domains, "formats": export("", together, "val") if domains else {}}
+    together = stage_together(held, folder / ".all.bin")
+    return {
+        "domains": domains,
+        "formats": export("", together, "val", there["formats"]) if domains else {},
+    }
 
 
 def recipe_hash(data: Mapping[str, Any]) -> str:

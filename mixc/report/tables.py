@@ -148,11 +148,14 @@ def plan(stages: Sequence[Mapping[str, Any]]) -> None:
     """What a run would do."""
     rows = []
     for stage in stages:
-        details = {key: value for key, value in stage["details"].items() if key != "domains"}
+        details = {k: v for k, v in stage["details"].items() if not isinstance(v, dict)}
         text = ", ".join(f"{key.replace('_', ' ')}: {_shown(key, v)}" for key, v in details.items())
         rows.append([stage["stage"], stage["status"], text])
     table("plan", ("stage", "status", ""), rows)
     for stage in stages:
+        if "disk" in stage["details"]:
+            taken = stage["details"]["disk"].items()
+            table("disk", ("", "at least"), [[name, quantity(n, "B")] for name, n in taken])
         if "domains" in stage["details"]:
             domains = stage["details"]["domains"]
             columns = ("domain", *next(iter(domains.values())))
@@ -168,7 +171,7 @@ def _shown(key: str, value: object) -> str:
         if key.endswith("bytes"):
             return quantity(value, "B")
         return duration(value) if key.endswith("seconds") else f"{value:,.0f}"
-    return str(value)
+    return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 
 def diff(found: Mapping[str, Any]) -> None:

@@ -85,7 +85,7 @@ class PackedStream(DomainStream):
                 Spans(
                     np.repeat(mine, count),
                     np.full(len(piece), epoch),
-                    self.training[packed.place[piece]],
+                    self.training[packed.place[piece]].astype(np.int64),
                     packed.start[piece],
                     packed.length[piece],
                 )
@@ -97,10 +97,11 @@ class PackedStream(DomainStream):
         counts, parts = [], []
         for begin in range(0, len(order), _CHUNK_DOCUMENTS):
             place = order[begin : begin + _CHUNK_DOCUMENTS]
-            pieces = -(-self.lengths[place] // self.seq_len)
+            whole = self.lengths[place].astype(np.int64)
+            pieces = -(-whole // self.seq_len)
             start = count_up(pieces) * self.seq_len
             place = np.repeat(place, pieces)
-            length = np.minimum(self.lengths[place] - start, self.seq_len)
+            length = np.minimum(np.repeat(whole, pieces) - start, self.seq_len)
             row = best_fit(length, self.seq_len)
             by_row = np.argsort(row, kind="stable")
             counts.append(np.bincount(row))

@@ -6,23 +6,27 @@ Nothing of the stream is stored. Where any row of it comes from follows from the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from threading import Semaphore
 from typing import Any
 
 import numpy as np
-from mixc_kernels.copy_spans import copy_spans
 from mixc_kernels.cut_pieces import cut_pieces
+from mixc_kernels.gather_spans import gather_spans
 from numpy.typing import NDArray
 
 from mixc.errors import MixcError, Place
 from mixc.rng import Stream
 from mixc.rows.borders import Borders
+from mixc.rows.columns import Columns, open_columns
 from mixc.rows.weights import ONE, DocumentWeights, draw
-from mixc.store.shard import Documents
 from mixc.store.store import Store
 
 Index = NDArray[np.int64]
-_EPOCHS_HELD = 4
+Narrow = NDArray[np.uint32] | Index
+AT_ONCE = 4  # domains whose epochs are put in order at a time, which takes memory
+_TURNS = Semaphore(AT_ONCE)
+EPOCHS_HELD = 3  # the rows of a block lie in two at most, and begin in the one before
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Spans:
 
 @dataclass(frozen=True)
 class _Epoch:
-    order: Index  # training documents in this epoch's order
+    order: Narrow  # training documents in this epoch's order
     ends: Index  # where each ends in the epoch's stream
 
 
@@ -78,16 +82,17 @@ class DomainStream:
                 place=Place(str(store.root / domain)),
                 help="run `mixc verify` on the store",
             )
-        self.training = np.flatnonzero(~np.isin(ids, store.all_held_ids))
-        self.lengths = lengths[self.training]
-        self.epoch_tokens = int(self.lengths.sum())  # were all weights 1
+        training = np.flatnonzero(~np.isin(ids, store.all_held_ids))
+        # There may be 10^9 documents: no more is held of each than must be.
+        self.training, self.lengths = narrow(training), narrow(lengths[training])
+        self.epoch_tokens = int(self.lengths.sum(dtype=np.int64))  # were all weights 1
         self._units, self.weighted = None, 0
         if weights is not None:
             self._units, given = weights.of(ids[self.training])
             self.weighted = int(given.sum())
             self._check_weights()
-        self._epoch = lru_cache(_EPOCHS_HELD)(self._lay_out_epoch)
-        self._deck_order = lru_cache(_EPOCHS_HELD)(self._shuffle_rows)
+        self._epoch = lru_cache(EPOCHS_HELD)(self._lay_out_epoch)
+        self._deck_order = lru_cache(EPOCHS_HELD)(self._shuffle_rows)
         self._borders, self._step = self._begins(), self._row_step()
 
     def _check_weights(self) -> None:
@@ -108,7 +113,7 @@ class DomainStream:
 
     def drawn(self, epoch: int) -> int:
         """Tokens of the documents of an epoch, each as often as it is drawn."""
-        return int(self.lengths[self.epoch_order(epoch)].sum())
+        return int(self.lengths[self.epoch_order(epoch)].sum(dtype=np.int64))
 
     def _begins(self) -> Borders:
         if self._units is None:
@@ -146,13 +151,14 @@ class DomainStream:
         for epoch in np.unique(epochs):
             mine = epochs == epoch
             first, order = self._deck_order(int(epoch))
-            rows[mine] = first + order[positions[mine] - first]
+            rows[mine] = order[positions[mine] - first].astype(np.int64) + first
         return rows
 
-    def _shuffle_rows(self, epoch: int) -> tuple[int, Index]:
+    def _shuffle_rows(self, epoch: int) -> tuple[int, Narrow]:
         first, stop = (place // self._step for place in self._borders.one(epoch))
         stream = Stream(self.seed, f"deck/{self.seq_len}", self.domain, epoch)
-        return first, stream.permutation(stop - first)
+        with _TURNS:
+            return first, narrow(stream.permutation(stop - first))
 
     def spans(self, rows: Index) -> Spans:
         """The pieces of documents that rows (numbers in the stream, int64[n]) are cut from."""
@@ -175,7 +181,8 @@ class DomainStream:
         epoch = self._epoch(number)
         piece, local, start, length = cut_pieces(epoch.ends, epoch.order, self.lengths, begin, end)
         epochs = np.full(len(piece), number)
-        return Spans(row[piece], epochs, self.training[local], start, length)
+        document = self.training[local].astype(np.int64)
+        return Spans(row[piece], epochs, document, start, length)
 
     def epoch_order(self, epoch: int) -> Index:
         """The training documents in the order of an epoch, int64[n]."""
@@ -184,37 +191,28 @@ class DomainStream:
         return Stream(self.seed, "documents", self.domain, epoch).permutation(len(self.training))
 
     def _lay_out_epoch(self, epoch: int) -> _Epoch:
-        order = self.epoch_order(epoch)
-        return _Epoch(order, np.cumsum(self.lengths[order]))
+        with _TURNS:
+            order = narrow(self.epoch_order(epoch))
+            return _Epoch(order, np.cumsum(self.lengths[order], dtype=np.int64))
+
+    @cached_property
+    def _columns(self) -> Columns:
+        return open_columns(self.shards)
 
     def doc_ids(self, document: Index) -> NDArray[np.uint64]:
         """The ids of documents, uint64[m]."""
-        shard, local = self.locate(document)
-        out = np.empty(len(document), np.uint64)
-        for number in np.unique(shard):
-            mine = shard == number
-            out[mine] = self.shards[number].doc_id[local[mine]]
-        return out
+        return self._columns.doc_ids(*self.locate(document))
 
     def locate(self, document: Index) -> tuple[Index, Index]:
         """The shard of each document, and its number there."""
         shard = np.searchsorted(self.first_document, document, side="right") - 1
         return shard, document - self.first_document[shard]
 
-    def shard(self, number: int) -> Documents:
-        """One shard of the domain."""
-        return self.shards[number]
-
     def fill(self, spans: Spans, targets: Index, out: NDArray[np.generic]) -> None:
-        """Copy spans to their places in the flat buffer `out`, in the order of the source."""
+        """Copy spans to their places in the flat buffer `out`."""
         shard, local = self.locate(spans.document)
-        for number in np.unique(shard):
-            mine = np.flatnonzero(shard == number)
-            documents = self.shards[number]
-            starts = documents.offsets[local[mine]] + spans.start[mine]
-            by_source = np.argsort(starts, kind="stable")
-            mine = mine[by_source]
-            copy_spans(documents.tokens, starts[by_source], targets[mine], spans.length[mine], out)
+        at = self._columns.begins(shard, local) + spans.start
+        gather_spans(self._columns.tokens, shard, at, targets, spans.length, out)
 
     def tokens(self, rows: Index) -> NDArray[np.generic]:
         """The tokens of rows, [n, seq_len]; what no span covers is padding, the end of text."""
@@ -225,6 +223,11 @@ class DomainStream:
 
 
 _FIELDS = ("row", "epoch", "document", "start", "length")
+
+
+def narrow(values: Index) -> Narrow:
+    """Numbers of 0 or more as uint32, if they all fit."""
+    return values.astype(np.uint32) if not len(values) or values.max() < 1 << 32 else values
 
 
 def join_spans(parts: list[Spans]) -> Spans:

@@ -292,9 +292,14 @@ def write_file(path: Path, data: bytes) -> FileRecord:
 
 
 def reserve(path: Path, size: int) -> None:
-    """Make a staged file of `size` bytes, its space taken from the disk now."""
+    """Make a staged file of `size` bytes, its space taken from the disk now.
+
+    One that is there, in this size and whole, is not touched: it may be a link.
+    """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and _held(path.lstat()) == size:
+            return
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o644)
         try:
@@ -303,6 +308,11 @@ def reserve(path: Path, size: int) -> None:
                 os.posix_fallocate(descriptor, 0, size)
         finally:
             os.close(descriptor)
+
+
+def _held(status: os.stat_result) -> int | None:
+    """The size of a file all of whose bytes have their place on the disk."""
+    return status.st_size if status.st_blocks * 512 >= status.st_size else None
 
 
 def write_at(path: Path, offset: int, data: memoryview) -> None:

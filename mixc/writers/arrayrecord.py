@@ -32,6 +32,11 @@ def check(spec: StreamSpec) -> None:  # noqa: ARG001
     _library()
 
 
+def disk_bytes(spec: StreamSpec) -> int:
+    """What the rows take on disk, at least, beside the staged stream and labels."""
+    return spec.bytes + 96 * spec.rows  # a chunk each
+
+
 def write(sequences: Sequences, folder: Folder, split: str) -> list[str]:
     """Write one split and return the names of its files."""
     names: list[str] = []

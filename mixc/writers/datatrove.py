@@ -35,6 +35,11 @@ def check(spec: StreamSpec) -> None:
         )
 
 
+def disk_bytes(spec: StreamSpec) -> int:
+    """What the rows take on disk, at least, beside the staged stream and labels."""
+    return 8 * spec.rows  # the index
+
+
 def write(sequences: Sequences, folder: Folder, split: str) -> list[str]:
     """Write one split and return the names of its files."""
     name = f"{split}/{split}.ds"

@@ -8,7 +8,8 @@ columns mean. The fingerprint follows from the content.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ def check(spec: StreamSpec) -> None:
     columns.check("hf", spec)
 
 
+def disk_bytes(spec: StreamSpec) -> int:
+    """What the rows take on disk, at least, beside the staged stream and labels."""
+    return spec.bytes + 8 * spec.rows  # a label each
+
+
 def write(sequences: Sequences, folder: Folder, split: str) -> list[str]:
     """Write one split and return the names of its files."""
     features = _features(sequences)
@@ -38,21 +44,20 @@ def write(sequences: Sequences, folder: Folder, split: str) -> list[str]:
         metadata={"huggingface": said},
     )
     total = len(columns.runs(sequences, _FILE_BYTES))
-    names, hashes = [], []
-    for number, (first, stop, tokens) in enumerate(columns.token_columns(sequences, _FILE_BYTES)):
-        labels = pa.array(sequences.labels[first:stop].astype(np.int64))
-        batch = pa.record_batch([labels, tokens], schema=schema)
-        names.append(f"data-{number:05}-of-{total:05}.arrow")
 
-        def fill(file: StagedFile, batch: pa.RecordBatch = batch, name: str = names[-1]) -> None:
-            with pa.ipc.new_stream(pa.PythonFile(file, mode="w"), schema) as writer:
-                writer.write_batch(batch)
-            hashes.append(file.record(name).xxh3)
+    def files() -> Iterator[tuple[str, Callable[[StagedFile], str]]]:
+        pieces = columns.token_columns(sequences, _FILE_BYTES)
+        for number, (first, stop, tokens) in enumerate(pieces):
+            labels = pa.array(sequences.labels[first:stop].astype(np.int64))
+            batch = pa.record_batch([labels, tokens], schema=schema)
+            name = f"{split}/data-{number:05}-of-{total:05}.arrow"
+            yield name, partial(_fill, batch=batch)
 
-        folder.write(f"{split}/{names[-1]}", fill)
+    written = folder.write_many(files())
+    hashes = [xxh3 for _, xxh3 in written]
     info = {"citation": "", "description": "", "features": features, "homepage": "", "license": ""}
     state: dict[str, Any] = {
-        "_data_files": [{"filename": name} for name in names],
+        "_data_files": [{"filename": Path(name).name} for name, _ in written],
         "_fingerprint": key_of([features, hashes])[:16],
         "_format_columns": None,
         "_format_kwargs": {},
@@ -63,7 +68,14 @@ def write(sequences: Sequences, folder: Folder, split: str) -> list[str]:
     described = {"state.json": state, "dataset_info.json": info}
     for name, data in described.items():
         folder.write(f"{split}/{name}", lambda file, data=data: _put(file, data))  # type: ignore[misc]
-    return [f"{split}/{name}" for name in (*names, *described)]
+    return [*(name for name, _ in written), *(f"{split}/{name}" for name in described)]
+
+
+def _fill(file: StagedFile, batch: pa.RecordBatch) -> str:
+    """Write one batch; the file's hash."""
+    with pa.ipc.new_stream(pa.PythonFile(file, mode="w"), batch.schema) as writer:
+        writer.write_batch(batch)
+    return file.record("").xxh3
 
 
 def _put(file: StagedFile, data: dict[str, Any]) -> None:

@@ -45,13 +45,18 @@ def check(spec: StreamSpec) -> None:
     refuse("litdata", "ids", spec.vocab_size - 1, _INT32_MAX)
 
 
+def disk_bytes(spec: StreamSpec) -> int:
+    """What the rows take on disk, at least, beside the staged stream and labels."""
+    return spec.bytes
+
+
 def write(sequences: Sequences, folder: Folder, split: str) -> list[str]:
     """Write one split and return the names of its files.
 
     Raises MX062 if a held-out document does not fit in a chunk.
     """
     chunks: list[dict[str, Any]] = []
-    digest = xxhash.xxh3_128()
+    files = []
     for number, tokens in enumerate(sequences.shards(_CHUNK_TOKENS)):
         refuse("litdata", "documents of bytes", tokens.nbytes, _MOST_BYTES)
         chunk = {
@@ -60,14 +65,15 @@ def write(sequences: Sequences, folder: Folder, split: str) -> list[str]:
             "dim": len(tokens),
             "filename": f"chunk-0-{number}.bin",
         }
-        fill = partial(_chunk, tokens=tokens, digest=digest)
-        folder.write(f"{split}/{chunk['filename']}", fill)
+        files.append((f"{split}/{chunk['filename']}", partial(_chunk, tokens=tokens)))
         chunks.append(chunk)
+    digest = xxhash.xxh3_128()
+    for _, written in folder.write_many(files):
+        digest.update(written.encode())
     index = _index(chunks, sequences.dtype, digest.hexdigest())
     folder.write(f"{split}/index.json", partial(_write_json, value=index))
     folder.link(sequences.labels_path, f"{split}.domains")
-    names = [f"{split}/{chunk['filename']}" for chunk in chunks]
-    return [*names, f"{split}/index.json", f"{split}.domains"]
+    return [*(name for name, _ in files), f"{split}/index.json", f"{split}.domains"]
 
 
 def read(files: Sequence[Path], spec: StreamSpec, first: int, count: int) -> NDArray[Any]:
@@ -76,10 +82,11 @@ def read(files: Sequence[Path], spec: StreamSpec, first: int, count: int) -> NDA
     return rows_across(chunks, spec, first, count, header=_HEADER_BYTES)
 
 
-def _chunk(file: StagedFile, tokens: NDArray[Any], digest: xxhash.xxh3_128) -> None:
+def _chunk(file: StagedFile, tokens: NDArray[Any]) -> str:
+    """Fill a chunk; its hash."""
     file.write(struct.pack("<III", 1, _HEADER_BYTES, _HEADER_BYTES + tokens.nbytes))
     copy_tokens(file, tokens)
-    digest.update(file.record("").xxh3.encode())
+    return file.record("").xxh3
 
 
 def _index(chunks: list[dict[str, Any]], dtype: np.dtype[Any], digest: str) -> dict[str, Any]:

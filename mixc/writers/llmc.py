@@ -44,18 +44,26 @@ def check(spec: StreamSpec) -> None:
     refuse("llmc", "rows of tokens", spec.seq_len, _MOST_TOKENS)
 
 
+def disk_bytes(spec: StreamSpec) -> int:
+    """What the rows take on disk, at least, beside the staged stream and labels."""
+    return spec.bytes
+
+
 def write(sequences: Sequences, folder: Folder, split: str) -> list[str]:
     """Write one split and return the names of its files.
 
     Raises MX062 if a held-out document does not fit in a shard.
     """
-    names = []
-    for number, tokens in enumerate(sequences.shards(_SHARD_TOKENS)):
+    shards = list(sequences.shards(_SHARD_TOKENS))
+    for tokens in shards:
         refuse("llmc", "documents of tokens", len(tokens), _MOST_TOKENS)
-        names.append(f"mixc_{split}_{number:06d}.bin")
-        folder.write(names[-1], partial(_shard, tokens=tokens))
+    files = [
+        (f"mixc_{split}_{number:06d}.bin", partial(_shard, tokens=tokens))
+        for number, tokens in enumerate(shards)
+    ]
+    folder.write_many(files)
     folder.link(sequences.labels_path, f"{split}.domains")
-    return [*names, f"{split}.domains"]
+    return [*(name for name, _ in files), f"{split}.domains"]
 
 
 def read(files: Sequence[Path], spec: StreamSpec, first: int, count: int) -> NDArray[Any]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from mixc.writers.sequences import Folder, Sequences, StreamSpec, parts, refuse,
 _SHARD_BYTES = 1 << 26  # MDSWriter's default
 _HASH = "xxh64"
 _UINT32_MAX = (1 << 32) - 1
+_PIECE_BYTES = 1 << 20
 
 
 def check(spec: StreamSpec) -> None:
@@ -32,31 +35,39 @@ def check(spec: StreamSpec) -> None:
     refuse("mds", "rows of bytes", spec.seq_len * spec.dtype.itemsize, _UINT32_MAX - _SHARD_BYTES)
 
 
+def disk_bytes(spec: StreamSpec) -> int:
+    """What the rows take on disk, at least, beside the staged stream and labels."""
+    return spec.bytes + 5 * spec.rows  # an offset and a label each
+
+
 def write(sequences: Sequences, folder: Folder, split: str) -> list[str]:
     """Write one split and return the names of its files."""
     config = _config(sequences)
     text = json.dumps(config, sort_keys=True).encode()
-    names: list[str] = []
-    shards: list[dict[str, Any]] = []
-    for sizes, data in _shards(sequences, _SHARD_BYTES - 8 - len(text)):
-        base = f"shard.{len(names):05}.mds"
-        names.append(f"{split}/{base}")
-        header = _header(sizes, text)
-        hashed = xxhash.xxh64(header)
-        hashed.update(data)
-
-        def fill(file: StagedFile, header: bytes = header, data: memoryview = data) -> None:
-            file.write(header)
-            file.write(data)
-
-        folder.write(names[-1], fill)
-        length = len(header) + len(data)
-        raw = {"basename": base, "bytes": length, "hashes": {_HASH: hashed.hexdigest()}}
-        shards.append({**config, "raw_data": raw, "samples": len(sizes), "zip_data": None})
+    samples = _shards(sequences, _SHARD_BYTES - 8 - len(text))
+    written = folder.write_many(
+        (f"{split}/shard.{number:05}.mds", partial(_shard, header=_header(sizes, text), data=data))
+        for number, (sizes, data) in enumerate(samples)
+    )
+    shards = [
+        {**config, "raw_data": {"basename": Path(name).name, **raw}, "samples": n, "zip_data": None}
+        for name, (n, raw) in written
+    ]
     index = json.dumps({"version": 2, "shards": shards}, sort_keys=True).encode()
-    names.append(f"{split}/index.json")
-    folder.write(names[-1], lambda file: _put(file, index))
-    return names
+    folder.write(f"{split}/index.json", lambda file: _put(file, index))
+    return [*(name for name, _ in written), f"{split}/index.json"]
+
+
+def _shard(
+    file: StagedFile, header: bytes, data: Iterator[memoryview]
+) -> tuple[int, dict[str, Any]]:
+    """Write a shard; its samples, its size and its hash, as the index says them."""
+    hashed = xxhash.xxh64()
+    for piece in chain([memoryview(header)], data):
+        hashed.update(piece)
+        file.write(piece)
+    samples = int.from_bytes(header[:4], "little")
+    return samples, {"bytes": file.size, "hashes": {_HASH: hashed.hexdigest()}}
 
 
 def _put(file: StagedFile, data: bytes) -> None:
@@ -87,8 +98,10 @@ def _header(sizes: NDArray[np.int64], text: bytes) -> bytes:
     return struct.pack("<I", len(sizes)) + offsets.astype("<u4").tobytes() + text
 
 
-def _shards(sequences: Sequences, room: int) -> Iterator[tuple[NDArray[np.int64], memoryview]]:
-    """For each shard, the sizes of its samples, int64[n], and their bytes, end to end.
+def _shards(
+    sequences: Sequences, room: int
+) -> Iterator[tuple[NDArray[np.int64], Iterator[memoryview]]]:
+    """For each shard, the sizes of its samples, int64[n], and their bytes, piece by piece.
 
     `room` is what the samples and their offsets may take.
     """
@@ -101,15 +114,25 @@ def _shards(sequences: Sequences, room: int) -> Iterator[tuple[NDArray[np.int64]
     tokens = sequences.tokens().view(np.uint8).reshape(-1, row)
     labels = np.ascontiguousarray(sequences.labels).view(np.uint8).reshape(-1, label)
     for first in range(0, len(tokens), each):
-        out = np.empty((len(tokens[first : first + each]), label + row), np.uint8)
-        out[:, :label] = labels[first : first + each]
-        out[:, label:] = tokens[first : first + each]
-        yield np.full(len(out), label + row), out.reshape(-1).data
+        part = slice(first, first + each)
+        yield np.full(len(tokens[part]), label + row), _rows_of(labels[part], tokens[part])
+
+
+def _rows_of(labels: NDArray[np.uint8], tokens: NDArray[np.uint8]) -> Iterator[memoryview]:
+    """Samples of rows, labels before tokens: hashed and written while a core's cache has them."""
+    label, width = labels.shape[1], labels.shape[1] + tokens.shape[1]
+    step = max(1, _PIECE_BYTES // width)
+    out = np.empty((min(step, len(tokens)), width), np.uint8)
+    for first in range(0, len(tokens), step):
+        piece = out[: len(tokens[first : first + step])]
+        piece[:, :label] = labels[first : first + step]
+        piece[:, label:] = tokens[first : first + step]
+        yield piece.reshape(-1).data
 
 
 def _shards_of_documents(
     sequences: Sequences, room: int
-) -> Iterator[tuple[NDArray[np.int64], memoryview]]:
+) -> Iterator[tuple[NDArray[np.int64], Iterator[memoryview]]]:
     tokens, begin = sequences.tokens(), 0
     samples: list[bytes] = []
     taken = 0
@@ -125,8 +148,9 @@ def _shards_of_documents(
         yield _joined(samples)
 
 
-def _joined(samples: list[bytes]) -> tuple[NDArray[np.int64], memoryview]:
-    return np.array([len(sample) for sample in samples]), memoryview(b"".join(samples))
+def _joined(samples: list[bytes]) -> tuple[NDArray[np.int64], Iterator[memoryview]]:
+    sizes = np.array([len(sample) for sample in samples])
+    return sizes, iter([memoryview(b"".join(samples))])
 
 
 def _document(tokens: NDArray[Any], label: np.generic) -> bytes:

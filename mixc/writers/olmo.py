@@ -32,6 +32,11 @@ def check(spec: StreamSpec) -> None:
     refuse("olmo", "rows", spec.rows, _MOST_ROWS)
 
 
+def disk_bytes(spec: StreamSpec) -> int:
+    """What the rows take on disk, at least, beside the staged stream and labels."""
+    return 4 * spec.rows  # of the sidecar, compressed
+
+
 def write(sequences: Sequences, folder: Folder, split: str) -> list[str]:
     """Write one split and return the names of its files."""
     stem = f"{split}/part-00000"

@@ -27,6 +27,11 @@ def check(spec: StreamSpec) -> None:
     columns.check("parquet", spec)
 
 
+def disk_bytes(spec: StreamSpec) -> int:
+    """What the rows take on disk, at least, beside the staged stream and labels."""
+    return spec.bytes // 4  # which compress to a third or more
+
+
 def write(sequences: Sequences, folder: Folder, split: str) -> list[str]:
     """Write one split and return the names of its files."""
     total = -(-len(columns.runs(sequences, _GROUP_BYTES)) // _FILE_GROUPS)

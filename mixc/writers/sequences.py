@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from mixc.errors import MixcError
 from mixc.store import commit
 from mixc.store.commit import StagedFile
 
+Result = TypeVar("Result")
 _PIECE_TOKENS = 1 << 20
 
 
@@ -32,6 +34,11 @@ class StreamSpec:
     rows: int
     domains: tuple[str, ...]
     extra: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all rows."""
+        return self.rows * self.seq_len * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -76,21 +83,26 @@ class Sequences:
 
         Parts are as even as sequences allow, so that the last is no small rest.
         """
-        ends, tokens = np.cumsum(self.lengths), self.tokens()
-        count = -(-len(tokens) // about)
-        marks = [len(tokens) * (i + 1) // count for i in range(count)]
-        borders = ends[np.unique(np.searchsorted(ends, marks))].tolist()
-        for begin, end in pairwise([0, *borders]):
-            yield tokens[begin:end]
+        for _, _, tokens in self.runs(about):
+            yield tokens
 
     def runs(self, about: int) -> Iterator[tuple[int, NDArray[np.int64], NDArray[Any]]]:
         """`shards`, each as its first sequence's number, where in it sequences end, its tokens."""
-        ends = np.cumsum(self.lengths)
+        tokens = self.tokens()
+        count = -(-len(tokens) // about)
+        marks = np.array([len(tokens) * (i + 1) // count for i in range(count)], np.int64)
         first = begin = 0
-        for tokens in self.shards(about):
-            stop = int(np.searchsorted(ends, begin + len(tokens))) + 1
-            yield first, ends[first:stop] - begin, tokens
-            first, begin = stop, begin + len(tokens)
+        for last in np.unique(self._holding(marks)).tolist():
+            ends = np.cumsum(self.lengths[first : last + 1])
+            stop = begin + int(ends[-1])
+            yield first, ends, tokens[begin:stop]
+            first, begin = last + 1, stop
+
+    def _holding(self, ends: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The first sequences that end at these tokens or later; of rows nothing is summed up."""
+        if self.row_len is not None:
+            return -(-ends // self.row_len) - 1
+        return np.searchsorted(np.cumsum(self.lengths), ends)
 
 
 def label_dtype(domains: int) -> np.dtype[Any]:
@@ -102,10 +114,12 @@ def label_dtype(domains: int) -> np.dtype[Any]:
 class Folder:
     """Where a writer puts its files. It never learns where they end up.
 
-    `hashes` has the XXH3-128 of each file that was written, by its name.
+    `hashes` has the XXH3-128 of each file that was written, by its name; `workers` is how many
+    files may be written at a time.
     """
 
     _path: Path
+    workers: int = 1
     hashes: dict[str, str] = field(default_factory=dict)
 
     def link(self, staged: Path, name: str) -> None:
@@ -114,9 +128,33 @@ class Folder:
 
     def write(self, name: str, fill: Callable[[StagedFile], None]) -> None:
         """Write a file in order."""
-        with commit.create(self._path / name) as file:
-            fill(file)
-        self.hashes[name] = file.record("").xxh3
+        self.write_many([(name, fill)])
+
+    def write_many(
+        self, files: Iterable[tuple[str, Callable[[StagedFile], Result]]]
+    ) -> list[tuple[str, Result]]:
+        """Write files, several at a time: their names in order, and what filled each gave.
+
+        What fills a file is called by a thread; nothing else is asked of it meanwhile.
+        """
+
+        def write(name: str, fill: Callable[[StagedFile], Result]) -> tuple[str, Result]:
+            with commit.create(self._path / name) as file:
+                result = fill(file)
+            self.hashes[name] = file.record("").xxh3
+            return name, result
+
+        done: list[tuple[str, Result]] = []
+        pending: deque[Future[tuple[str, Result]]] = deque()
+        crew = ThreadPoolExecutor(self.workers)
+        try:
+            for name, fill in files:
+                pending.append(crew.submit(write, name, fill))
+                if len(pending) > self.workers:
+                    done.append(pending.popleft().result())
+            return done + [one.result() for one in pending]
+        finally:
+            crew.shutdown(cancel_futures=True)
 
     def write_by_path(self, name: str, fill: Callable[[Path], None]) -> None:
         """Let a library that opens files by itself write one, at the path it is given."""

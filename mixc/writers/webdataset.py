@@ -10,7 +10,7 @@ A row takes 1536 bytes more than its tokens, and at most 511 of padding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,16 +38,21 @@ def check(spec: StreamSpec) -> None:
     refuse("webdataset", "rows", spec.rows, 10**_DIGITS)
 
 
+def disk_bytes(spec: StreamSpec) -> int:
+    """What the rows take on disk, at least, beside the staged stream and labels."""
+    return int(3 * _BLOCK + _padded(spec.seq_len * spec.dtype.itemsize)) * spec.rows
+
+
 def write(sequences: Sequences, folder: Folder, split: str) -> list[str]:
     """Write one split and return the names of its files."""
-    names: list[str] = []
+    files: list[tuple[str, Callable[[StagedFile], None]]] = []
     for first, ends, tokens in sequences.runs(_SHARD_TOKENS):
         labels = sequences.labels[first : first + len(ends)]
-        names.append(f"{split}-{len(names):06d}.tar")
         fill = partial(_shard, first=first, tokens=tokens, labels=labels, ends=ends)
-        folder.write(names[-1], fill)
+        files.append((f"{split}-{len(files):06d}.tar", fill))
+    folder.write_many(files)
     folder.link(sequences.labels_path, f"{split}.domains")
-    return [*names, f"{split}.domains"]
+    return [*(name for name, _ in files), f"{split}.domains"]
 
 
 def read(files: Sequence[Path], spec: StreamSpec, first: int, count: int) -> NDArray[Any]:

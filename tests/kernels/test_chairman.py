@@ -5,6 +5,7 @@ import pytest
 from build_helpers import tijdeman, worst_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mixc_kernels import chairman
 from mixc_kernels.chairman import assign, assign_reference
 
 
@@ -100,3 +101,13 @@ def test_what_would_overflow_is_refused():
         assign(counts_of([1 << 60, 1 << 60]))
     with pytest.raises(ValueError, match="too many"):
         assign(np.zeros((1 << 16) + 1, np.int64))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=8).map(counts_of), st.integers(1, 9))
+def test_errors_are_the_same_where_squares_of_rows_overflow(counts, block):
+    labels = assign(counts)[::-1].copy()  # no order that keeps a bound
+    exact = chairman.worst_error(labels, counts, block)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chairman, "_EXACT_ROWS", 0)
+        assert chairman.worst_error(labels, counts, block) == pytest.approx(exact, abs=1e-9)

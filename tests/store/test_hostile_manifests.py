@@ -31,6 +31,18 @@ def code_of(call, *words):
     return caught.value.code
 
 
+def test_a_shard_of_other_tokens_than_the_stores_is_refused(store):
+    """It would be read as ids of another size."""
+
+    def widen(manifest):
+        manifest["tokenizer"]["vocab_size"] = 70_000
+
+    reseal(store.root / stores.MANIFEST, stores.SCHEMA, widen)
+    with pytest.raises(MixcError, match="tokens are uint16, the store's uint32") as caught:
+        list(open_store(store.root).documents("web"))
+    assert caught.value.code == "MX040"
+
+
 # Fault 20
 
 

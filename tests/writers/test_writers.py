@@ -366,6 +366,19 @@ def test_files_of_equal_bytes_are_one_file(built):
     assert all(len(one) == 1 for one in inodes.values())
 
 
+def test_what_a_format_takes_is_foreseen(tmp_path):
+    """At least, and not much less: tokens compress as they will."""
+    corpus = random_corpus(5, {"code": (1000, 200), "web": (2000, 200)})
+    mixture = {"rows": 2000, "seq_len": 256, "formats": NARROW}
+    _, built = make_mixture(tmp_path, corpus, mixture=mixture, holdout={"fraction": 0.0})
+    shared = {path.stat().st_ino for path in (built.root / "nanogpt").iterdir()}
+    for name, entry in built.manifest["formats"].items():
+        found = [(built.root / file["path"]).stat() for file in entry["files"]]
+        own = sum(one.st_size for one in found if one.st_ino not in shared)
+        least = WRITERS[name].load().disk_bytes(built.spec)
+        assert least <= own <= 4 * least + 4096, name
+
+
 def tokens_of(sample):
     """The tokens of what a reader gives for a row."""
     if not isinstance(sample, dict):

@@ -16,32 +16,6 @@ Index = NDArray[np.int64]
 _memcpy: Any = types.ExternalFunction("memcpy", types.uintp(types.uintp, types.uintp, types.uintp))
 
 
-@numba.njit(cache=True, nogil=True)
-def copy_spans(
-    values: NDArray[Any], starts: Index, targets: Index, lengths: Index, out: NDArray[Any]
-) -> None:  # pragma: no cover - compiled
-    """Copy `values[starts[i] : starts[i] + lengths[i]]` to `out[targets[i] : ...]` for each i.
-
-    `values` and `out` are flat and of one type; `starts`, `targets` and `lengths` are int64[n].
-    Spans that leave either array raise IndexError before anything of them is copied.
-    """
-    for i in range(len(starts)):
-        start, target, length = starts[i], targets[i], lengths[i]
-        if start < 0 or start + length > len(values):
-            raise IndexError("a span leaves the shard")
-        if target < 0 or target + length > len(out):
-            raise IndexError("a span leaves the buffer")
-        out[target : target + length] = values[start : start + length]
-
-
-def copy_spans_reference(
-    values: NDArray[Any], starts: Index, targets: Index, lengths: Index, out: NDArray[Any]
-) -> None:
-    """The same in plain numpy: for tests."""
-    for start, target, length in zip(starts, targets, lengths, strict=True):
-        out[target : target + length] = values[start : start + length]
-
-
 @dataclass(frozen=True)
 class Pool:
     """Flat arrays of one type that spans are copied from, and where in memory they lie."""
@@ -62,10 +36,11 @@ def make_pool(values: Sequence[NDArray[Any]]) -> Pool:
 def gather_spans(
     pool: Pool, source: Index, starts: Index, targets: Index, lengths: Index, out: NDArray[Any]
 ) -> None:
-    """Copy spans from many arrays: span i from `pool.values[source[i]]`, as `copy_spans` does.
+    """Copy spans from many arrays into one.
 
-    `out` is flat, contiguous and of the pool's type; the rest are int64[n]. Spans that leave
-    either array raise IndexError before anything of them is copied.
+    For each i, `lengths[i]` values from `starts[i]` on of `pool.values[source[i]]` go to `out`,
+    from `targets[i]` on. `out` is flat, contiguous and of the pool's type; the rest are int64[n].
+    Spans that leave either array raise IndexError before anything of them is copied.
     """
     if not out.flags.c_contiguous or (pool.values and out.dtype != pool.values[0].dtype):
         raise ValueError("the buffer is not contiguous and of the pool's type")

@@ -1,0 +1,47 @@
+"""How much memory a build will hold at its height, from counts alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mixc.build.plan import BuildPlan
+from mixc.rows.stream import AT_ONCE, EPOCHS_HELD
+from mixc.store.store import Store
+from mixc.writers.sequences import label_dtype
+
+_PROCESS = 250 << 20  # Python, its libraries, compiled kernels
+_DOCUMENT = 8  # which documents train, and their lengths
+_DOCUMENT_OF_EPOCH = 12  # where each stands, and where each ends
+_PACKED = 32  # a document's place in the rows of an epoch, where rows hold whole documents
+_ROW_OF_DECK = 4
+_OPENED = 48  # of a document while its domain is opened
+_SORTED = 24  # of what is put in order, while it is
+_SPAN = 200  # columns of a block's spans, and their table
+_LABEL = 2
+
+
+def memory_bytes(plan: BuildPlan, store: Store, *, workers: int) -> int:
+    """About the resident memory of `build` by so many workers, pages of the store left out.
+
+    Documents and rows of 10^9 fit in tens of GiB: a label for each row, and for each document
+    its length, its place in each epoch that rows are being cut from, and where it ends there.
+    """
+    domains = [store.domains[name] for name in plan.domains]
+    documents = np.array([one.documents for one in domains], np.int64)
+    tokens = np.array([one.training_tokens for one in domains], np.int64)
+    used = plan.counts.rows > 0
+    laid = np.clip(np.ceil(plan.supply.epochs(plan.counts.rows)), 0, EPOCHS_HELD)
+    decks = tokens // plan.row_len
+    packed = 0 if plan.layout.packing == "concat" else _PACKED
+    streams = documents * (_DOCUMENT + laid * (_DOCUMENT_OF_EPOCH + packed))
+    streams = streams + decks * laid * _ROW_OF_DECK
+    passing = np.where(used, np.maximum(documents * _OPENED, decks * _SORTED), 0)
+    passing = np.sort(passing)[-min(workers, AT_ONCE) :]
+    labels = plan.rows * (_LABEL + label_dtype(len(domains)).itemsize)
+    if len(plan.schedule.stages) > 1:
+        labels += plan.rows * _LABEL  # while stages are joined
+    rows = min(plan.block_rows, plan.rows)
+    length = max(1, int(tokens.sum()) // max(1, int(documents.sum())))
+    spans = rows * (1 + plan.row_len // length)
+    blocks = rows * plan.row_len * plan.spec.dtype.itemsize * (workers + 1)
+    return int(_PROCESS + labels + streams.sum() + passing.sum() + blocks + spans * _SPAN * workers)

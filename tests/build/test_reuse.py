@@ -1,0 +1,186 @@
+"""What a build takes over from the mixture that is there, and that nobody could tell."""
+
+import json
+
+import pytest
+from build_helpers import make_store, mixc, random_corpus, small_blocks, tree_hash, write_corpus
+from helpers import identity
+
+from mixc import pipeline
+from mixc.build import gather
+from mixc.build import stage as build_stage
+from mixc.build.mixture import open_mixture
+from mixc.errors import MixcError
+from mixc.recipe import load
+
+CORPUS = random_corpus(12, {"code": (60, 20), "prose": (20, 60), "web": (90, 9)})
+MIXTURE = {"rows": 120, "seq_len": 16, "max_epochs": 3, "formats": ["nanogpt", "mds"]}
+BLOCK_TOKENS = 16 * 9  # 14 blocks, the last one short
+HELD = {"fraction": 0.1}
+FIRST, SECOND, THIRD = (
+    {"code": 0.2, "prose": 0.3, "web": 0.5},
+    {"code": 0.5, "prose": 0.3, "web": 0.2},
+    {"code": 0.6, "prose": 0.2, "web": 0.2},
+)
+
+
+def stages(*weights):
+    ends = [(i + 1) / len(weights) for i in range(len(weights))]
+    return [{"until": end, "weights": one} for end, one in zip(ends, weights, strict=True)]
+
+
+@pytest.fixture
+def gathered(monkeypatch):
+    """The numbers of the blocks that are gathered from the store."""
+    numbers, write = [], gather._write
+
+    def spy(builder, task, rows, out):
+        numbers.append(task.number)
+        return write(builder, task, rows, out)
+
+    monkeypatch.setattr(gather, "_write", spy)
+    return numbers
+
+
+def build(folder, **changes):
+    """Build with a changed recipe, over what is there."""
+    path = write_corpus(folder, CORPUS, mixture=MIXTURE | changes, holdout=HELD)
+    with small_blocks(BLOCK_TOKENS):
+        return pipeline.build_mixture(load(path), workers=1)
+
+
+def first_build(folder, **changes):
+    make_store(folder, CORPUS, mixture=MIXTURE | changes, holdout=HELD)
+    return build(folder, **changes)
+
+
+def from_scratch(folder, **changes):
+    return tree_hash(first_build(folder, **changes).root)
+
+
+@pytest.mark.parametrize("before", [["nanogpt", "mds"], ["mds"], ["parquet", "webdataset"]])
+def test_a_format_is_added_without_gathering_anything(tmp_path, gathered, before):
+    first_build(tmp_path / "a", formats=before)
+    after = ["nanogpt", "megatron", *before, "hf"]
+    after = list(dict.fromkeys(after))
+    gathered.clear()
+    mixture = build(tmp_path / "a", formats=after)
+    assert gathered == []
+    assert tree_hash(mixture.root) == from_scratch(tmp_path / "b", formats=after)
+
+
+def test_the_files_of_formats_that_stay_are_taken_over_as_they_are(tmp_path):
+    old = first_build(tmp_path).root
+    names = ["nanogpt/train.bin", "mds/train/shard.00000.mds", "holdout/web/mds/val/index.json"]
+    before = {name: identity(old / name) for name in names}
+    new = build(tmp_path, formats=["mds", "nanogpt", "olmo"]).root
+    assert {name: identity(new / name) for name in names} == before
+    assert identity(new / "olmo/train/part-00000.npy") == before["nanogpt/train.bin"]
+
+
+def test_the_stages_that_stay_are_not_gathered_again(tmp_path, gathered):
+    first_build(tmp_path / "a", stages=stages(FIRST, SECOND))
+    gathered.clear()
+    mixture = build(tmp_path / "a", stages=stages(FIRST, THIRD))
+    # Block 6 holds the rows 54 to 62, and the stages meet at row 60.
+    assert gathered and set(gathered) <= set(range(6, 14))
+    assert tree_hash(mixture.root) == from_scratch(tmp_path / "b", stages=stages(FIRST, THIRD))
+
+
+@pytest.mark.parametrize("name", ["nanogpt/train.bin", "mds/train/shard.00000.mds"])
+@pytest.mark.parametrize("formats", [["nanogpt", "mds"], ["mds"]])
+def test_damage_is_not_taken_over(tmp_path, gathered, name, formats):
+    old = first_build(tmp_path / "a", formats=formats).root
+    if not (old / name).exists():
+        pytest.skip("this format is not there")
+    data = bytearray((old / name).read_bytes())
+    data[-40] ^= 1
+    (old / name).write_bytes(data)
+    gathered.clear()
+    mixture = build(tmp_path / "a", formats=[*formats, "olmo"])
+    # Formats are read where that is easiest; the last block is the damaged one.
+    assert gathered == ([13] if name.startswith("nanogpt") or formats == ["mds"] else [])
+    assert tree_hash(mixture.root) == from_scratch(tmp_path / "b", formats=[*formats, "olmo"])
+
+
+@pytest.mark.parametrize("how", ["cut", "removed"])
+def test_what_is_missing_is_made_again(tmp_path, how):
+    old = first_build(tmp_path / "a").root
+    for path in (old / "nanogpt/train.bin", old / "mds/train/shard.00000.mds"):
+        if how == "cut":
+            path.write_bytes(path.read_bytes()[:-3])
+        else:
+            path.unlink()
+    mixture = build(tmp_path / "a", formats=["mds", "nanogpt", "olmo"])
+    wanted = from_scratch(tmp_path / "b", formats=["mds", "nanogpt", "olmo"])
+    assert tree_hash(mixture.root) == wanted
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seq_len": 8, "rows": 240},
+        {"row_len": "seq_len+1"},
+        {"packing": "best_fit"},
+    ],
+)
+def test_other_rows_are_gathered(tmp_path, gathered, changes):
+    first_build(tmp_path / "a")
+    gathered.clear()
+    mixture = build(tmp_path / "a", **changes)
+    assert len(gathered) == -(-mixture.manifest["rows"] // mixture.manifest["block_rows"])
+    assert tree_hash(mixture.root) == from_scratch(tmp_path / "b", **changes)
+
+
+def test_another_version_takes_nothing_over(tmp_path, gathered, monkeypatch):
+    first_build(tmp_path)
+    gathered.clear()
+    monkeypatch.setattr("mixc.build.reuse.__version__", "0.0.0")
+    build(tmp_path, formats=["nanogpt"])
+    assert len(gathered) == 14
+
+
+def test_the_plan_says_what_is_taken_over(tmp_path):
+    first_build(tmp_path, stages=stages(FIRST, SECOND))
+
+    def said(**changes):
+        path = write_corpus(tmp_path, CORPUS, mixture=MIXTURE | changes, holdout=HELD)
+        done = mixc("plan", path, "--json", block_tokens=BLOCK_TOKENS)
+        return json.loads(done.stdout)["stages"][-1]["details"]
+
+    same = said(stages=stages(FIRST, SECOND), formats=["olmo", "mds"])
+    assert (same["blocks"], same["reused_blocks"], same["reused_formats"]) == (14, 14, ["mds"])
+    half = said(stages=stages(FIRST, THIRD))
+    assert 6 <= half["reused_blocks"] < 14
+    assert half["reused_formats"] == []
+    assert said(seq_len=8, rows=240)["reused_blocks"] == 0
+
+
+def test_a_full_disk_is_foreseen(tmp_path, monkeypatch):
+    make_store(tmp_path, CORPUS, mixture=MIXTURE, holdout=HELD)
+    monkeypatch.setattr(build_stage, "free_bytes", lambda root: 5000)
+    with pytest.raises(MixcError, match="takes at least") as caught:
+        build(tmp_path)
+    assert caught.value.code == "MX043"
+    assert "mixc plan" in caught.value.help
+    left = [path.name for path in (tmp_path / "out/.mixc").rglob("*") if path.is_file()]
+    assert "stream.bin" not in left
+    monkeypatch.undo()
+    assert open_mixture(build(tmp_path).root).whole()
+
+
+def test_a_kill_while_blocks_are_taken_over_changes_nothing(tmp_path, gathered, monkeypatch):
+    first_build(tmp_path / "a", formats=["mds"], stages=stages(FIRST, SECOND))
+    changes = {"formats": ["mds", "nanogpt"], "stages": stages(FIRST, THIRD)}
+
+    def killed(path, offset, data):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mixc.store.commit.write_at", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path / "a", **changes)
+    gathered.clear()
+    mixture = build(tmp_path / "a", **changes)
+    assert gathered and set(gathered) <= set(range(6, 14))
+    assert tree_hash(mixture.root) == from_scratch(tmp_path / "b", **changes)

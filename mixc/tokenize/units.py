@@ -74,12 +74,15 @@ def is_large(item: Input) -> bool:
 
 
 def _bundles(inputs: list[Input]) -> list[list[Input]]:
-    """Cuts fall at large files and where a name's hash says so: a file more moves few of them."""
+    """Cuts fall at large files and where a name's hash says so, about twice in the most that a
+    bundle holds: a file more moves few of them.
+    """
     bundles: list[list[Input]] = []
     size, last_large = 0, True
     for item in inputs:
         large = is_large(item)
-        marked = _hash_of(item.name) % _BUNDLE_FILES == 0
+        apart = min(_BUNDLE_FILES, _BUNDLE_BYTES // (2 * max(item.bytes, 1)))  # marks, in files
+        marked = _hash_of(item.name) % max(apart, 1) == 0
         if large or last_large or marked or size + item.bytes > _BUNDLE_BYTES:
             bundles.append([])
             size = 0

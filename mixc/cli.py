@@ -86,6 +86,15 @@ def _engine_options(command: Command) -> Command:
         metavar="HOST:PORT",
         help="The Ray cluster; default: $RAY_ADDRESS, or else one of this machine, for this run.",
     )(command)
+    command = click.option(
+        "--gather",
+        type=click.Choice(["auto", "one-pass", "two-pass"]),
+        default="auto",
+        show_default=True,
+        help="How tokens are gathered: one pass reads the store at random; two read and write "
+        "everything twice, in long runs, as suits a store larger than memory on a disk that turns "
+        "or over a network, which auto looks for. The output does not depend on it.",
+    )(command)
     return click.option(
         "--engine",
         type=click.Choice(["local", "ray"]),
@@ -94,6 +103,14 @@ def _engine_options(command: Command) -> Command:
         help="What builds the mixture: workers of this machine, or of a Ray cluster with a shared "
         "file system, one worker a CPU or --workers (pip install 'mixc[ray]').",
     )(command)
+
+
+def _how(workers: int, engine: str, ray_address: str | None, gather: str) -> dict[str, Any]:
+    """How a mixture is built, as the pipeline's functions take it."""
+    if engine == "ray" and gather == "two-pass":
+        raise click.UsageError("--gather two-pass needs --engine local")
+    cluster = _cluster(engine, ray_address, workers)
+    return {"workers": workers, "cluster": cluster, "gather": gather}
 
 
 def _cluster(engine: str, ray_address: str | None, workers: int) -> Cluster | None:
@@ -162,18 +179,15 @@ def build_mixture(
     recipe: Path,
     overrides: tuple[str, ...],
     as_json: bool,
-    workers: int,
-    engine: str,
-    ray_address: str | None,
+    **how: Any,
 ) -> None:
     """Compile store and weights into trainers' formats."""
     from mixc import pipeline
     from mixc.inspect import mixture_summary
     from mixc.report import tables
 
-    cluster = _cluster(engine, ray_address, workers)
-    loaded = _load(recipe, overrides)
-    mixture = pipeline.build_mixture(loaded, workers=workers, cluster=cluster)
+    chosen = _how(**how)
+    mixture = pipeline.build_mixture(_load(recipe, overrides), **chosen)
     _give(mixture_summary(mixture), as_json, tables.mixture)
 
 
@@ -185,9 +199,7 @@ def run(
     recipe: Path,
     overrides: tuple[str, ...],
     as_json: bool,
-    workers: int,
-    engine: str,
-    ray_address: str | None,
+    **how: Any,
 ) -> None:
     """Tokenize, solve and build, doing only what is stale."""
     from mixc import pipeline
@@ -195,8 +207,8 @@ def run(
     from mixc.report import tables
     from mixc.store.summary import store_summary
 
-    cluster = _cluster(engine, ray_address, workers)
-    done = pipeline.run(_load(recipe, overrides), workers=workers, cluster=cluster)
+    chosen = _how(**how)
+    done = pipeline.run(_load(recipe, overrides), **chosen)
     data: dict[str, Any] = {"store": store_summary(done.store), "weights": None}
     if done.weights is not None:
         data["weights"] = {"path": str(done.weights.path), **done.weights.manifest}

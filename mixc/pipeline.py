@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mixc.build import stage as build_stage
+from mixc.build.medium import two_passes
 from mixc.build.memory import memory_bytes
 from mixc.build.mixture import Mixture
 from mixc.build.plan import BuildPlan, StageWeights, make_plan
@@ -42,11 +43,14 @@ class StagePlan:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-def run(recipe: Recipe, *, workers: int, cluster: Cluster | None = None) -> Outputs:
+def run(
+    recipe: Recipe, *, workers: int, cluster: Cluster | None = None, gather: str = "auto"
+) -> Outputs:
     """Tokenize, solve and build, each only if it is stale. A cluster builds; the rest is local."""
     store = tokenize_stage.tokenize(recipe, workers=workers)
     weights = solve_weights(recipe) if _solves(recipe) else None
-    return Outputs(store, weights, build_mixture(recipe, workers=workers, cluster=cluster))
+    mixture = build_mixture(recipe, workers=workers, cluster=cluster, gather=gather)
+    return Outputs(store, weights, mixture)
 
 
 def solve_weights(recipe: Recipe) -> SolvedWeights:
@@ -56,14 +60,29 @@ def solve_weights(recipe: Recipe) -> SolvedWeights:
         return solve_stage.solve_weights(recipe, store)
 
 
-def build_mixture(recipe: Recipe, *, workers: int, cluster: Cluster | None = None) -> Mixture:
-    """Build from the store and weights that are there. Raises MX045 if they are stale."""
+def build_mixture(
+    recipe: Recipe, *, workers: int, cluster: Cluster | None = None, gather: str = "auto"
+) -> Mixture:
+    """Build from the store and weights that are there. Raises MX045 if they are stale.
+
+    Neither workers, cluster nor gather (see `build.medium.GATHERS`) change what is built.
+    """
     store = current_store(recipe)
     with commit.reading(store.root):
-        return _build_mixture(recipe, store, workers, cluster)
+        plan, data = _what(recipe, store)
+        return build_stage.build(
+            recipe.workdir_path / "mixture",
+            plan,
+            store,
+            data,
+            workers=workers,
+            cluster=cluster,
+            gather=gather,
+        )
 
 
-def _build_mixture(recipe: Recipe, store: Store, workers: int, cluster: Cluster | None) -> Mixture:
+def _what(recipe: Recipe, store: Store) -> tuple[BuildPlan, dict[str, Any]]:
+    """What is to be built, and what the manifest says of the recipe."""
     plan = make_plan(recipe, store, mixture_stages(recipe, store))
     canonical = recipe.canonical()
     data = {
@@ -73,8 +92,7 @@ def _build_mixture(recipe: Recipe, store: Store, workers: int, cluster: Cluster 
         "max_epochs": recipe.mixture.max_epochs,
         "recipe_hash": build_stage.recipe_hash(canonical),
     }
-    root = recipe.workdir_path / "mixture"
-    return build_stage.build(root, plan, store, data, workers=workers, cluster=cluster)
+    return plan, data
 
 
 def current_store(recipe: Recipe) -> Store:
@@ -182,16 +200,19 @@ def _size(recipe: Recipe) -> dict[str, int]:
 def _describe(plan: BuildPlan, store: Store, root: Path, workers: int) -> dict[str, Any]:
     reuse = build_stage.reusable(root, plan, store)
     blocks, disk = -(-plan.rows // plan.block_rows), plan.disk_bytes()
+    twice = two_passes("auto", plan, store)
+    disk |= {"buckets": plan.bytes} if twice else {}
     return {
         "rows": plan.rows,
         "tokens": plan.tokens,
         "blocks": blocks,
         "reused_blocks": 0 if reuse is None else len(reuse.blocks),
         "reused_formats": [] if reuse is None else reuse.formats(plan),
+        "gather": "two-pass" if twice else "one-pass",
         "output_bytes": plan.bytes,
         "disk_bytes": sum(disk.values()),
         "free_bytes": build_stage.free_bytes(root),
-        "about_memory_bytes": memory_bytes(plan, store, workers=workers),
+        "about_memory_bytes": memory_bytes(plan, store, workers=workers, twice=twice),
         "about_seconds": plan.bytes / _BUILD_BYTES_PER_SECOND,
         "disk": disk,
         "domains": build_stage.describe_domains(plan),

@@ -11,14 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixc.build.gather import (
-    BlockDone,
-    BlockTask,
-    Builder,
-    block_digest,
-    build_block,
-    make_builder,
-)
+from mixc.build.blocks import BlockTask, Builder, make_builder
+from mixc.build.gather import BlockDone, block_digest, build_block
 from mixc.build.plan import BuildPlan
 from mixc.build.supply import make_supply
 from mixc.engine import ray

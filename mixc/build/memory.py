@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from mixc.build.buckets import bucket_bytes
 from mixc.build.plan import BuildPlan
 from mixc.rows.stream import AT_ONCE, EPOCHS_HELD
 from mixc.store.store import Store
@@ -20,8 +21,10 @@ _SPAN = 200  # columns of a block's spans, and their table
 _LABEL = 2
 
 
-def memory_bytes(plan: BuildPlan, store: Store, *, workers: int) -> int:
+def memory_bytes(plan: BuildPlan, store: Store, *, workers: int, twice: bool = False) -> int:
     """About the resident memory of `build` by so many workers, pages of the store left out.
+
+    `twice`: whether it gathers in two passes.
 
     Documents and rows of 10^9 fit in tens of GiB: a label for each row, and for each document
     its length, its place in each epoch that rows are being cut from, and where it ends there.
@@ -41,7 +44,10 @@ def memory_bytes(plan: BuildPlan, store: Store, *, workers: int) -> int:
     if len(plan.schedule.stages) > 1:
         labels += plan.rows * _LABEL  # while stages are joined
     rows = min(plan.block_rows, plan.rows)
+    # A window each; then the buckets of the blocks under way, of which one is being read.
+    buckets = twice * (workers + 1) * bucket_bytes(plan.bytes)
     length = max(1, int(tokens.sum()) // max(1, int(documents.sum())))
     spans = rows * (1 + plan.row_len // length)
     blocks = rows * plan.row_len * plan.spec.dtype.itemsize * (workers + 1)
-    return int(_PROCESS + labels + streams.sum() + passing.sum() + blocks + spans * _SPAN * workers)
+    blocks += spans * _SPAN * workers + buckets
+    return int(_PROCESS + labels + streams.sum() + passing.sum() + blocks)

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from mixc import __version__
-from mixc.build.gather import BlockTask
+from mixc.build.blocks import BlockTask
 from mixc.build.mixture import Mixture, open_mixture
 from mixc.build.plan import BuildPlan
 from mixc.build.provenance import block_labels

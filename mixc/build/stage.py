@@ -17,9 +17,12 @@ from mixc.build import cluster as clusters
 from mixc.build import mixture as mixtures
 from mixc.build import order, provenance
 from mixc.build import reuse as reusing
+from mixc.build.blocks import BlockTask, Finder, from_store, make_builder
+from mixc.build.buckets import Buckets, bucket_bytes
 from mixc.build.export import Exporter
-from mixc.build.gather import BlockTask, build_blocks, make_builder, stream_hash
+from mixc.build.gather import BlockDone, build_blocks, stream_hash
 from mixc.build.held import stage_held_out, stage_together, staged_sequences
+from mixc.build.medium import two_passes
 from mixc.build.mixture import Mixture, open_mixture
 from mixc.build.plan import BuildPlan
 from mixc.build.reuse import Reuse
@@ -53,11 +56,13 @@ def build(
     *,
     workers: int,
     cluster: Cluster | None = None,
+    gather: str = "auto",
 ) -> Mixture:
     """Bring the mixture at `root` up to date with the plan, and open it.
 
     `recipe_data` goes into the manifest: name, seed, overrides, recipe_hash, max_epochs.
-    `cluster`: where blocks are built, if not by `workers` threads of this machine.
+    `cluster`: where blocks are built, if not by `workers` threads of this machine. `gather` is
+    one of `medium.GATHERS`; the bytes are the same.
     """
     with commit.locked(root) as staging:
         commit.check_ours(root, mixtures.MANIFEST)
@@ -67,7 +72,7 @@ def build(
         for other in staging.iterdir():
             if other.name != plan.key:
                 commit.remove(other)
-        site = _Site(plan, store, root, staging / plan.key, workers, cluster)
+        site = _Site(plan, store, root, staging / plan.key, workers, cluster, gather)
         commit.remove(site.tree)
         manifest = {**recipe_data, **_make(site)}
         commit.write_file(site.tree / mixtures.MANIFEST, seal(manifest))
@@ -86,6 +91,7 @@ class _Site:
     work: Path
     workers: int
     cluster: Cluster | None
+    gather: str
 
     @property
     def tree(self) -> Path:
@@ -107,7 +113,7 @@ def _make(site: _Site) -> dict[str, Any]:
     weights_file = None if weights is None else weights.write(site.tree)
     if reuse is not None and reuse.blocks and not stream.exists():
         reuse.stage(plan, stream)
-    _foresee(plan, stream, [] if reuse is None else reuse.formats(plan))
+    _foresee(site, [] if reuse is None else reuse.formats(plan))
     staged = _gather(site, labels, {} if reuse is None else reuse.blocks)
     commit.sync(stream)
     lengths = np.broadcast_to(np.int64(plan.row_len), plan.rows)
@@ -205,11 +211,14 @@ def free_bytes(root: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _foresee(plan: BuildPlan, stream: Path, reused: Sequence[str]) -> None:
+def _foresee(site: _Site, reused: Sequence[str]) -> None:
     """Raise MX043 if the disk cannot hold what is yet to be staged."""
+    plan, stream = site.plan, site.stream
+    anew = not stream.exists()  # how much of it is whole already is yet to be seen
+    buckets = plan.bytes if anew and two_passes(site.gather, plan, site.store) else 0
     held = stream.stat().st_blocks * 512 if stream.exists() else 0
     taken = [size for name, size in plan.disk_bytes().items() if name not in reused]
-    needed, free = sum(taken) - held, free_bytes(stream)
+    needed, free = sum(taken) + buckets - held, free_bytes(stream)
     if needed > free:
         raise MixcError(
             "MX043",
@@ -232,23 +241,16 @@ class _Staged:
 
 def _gather(site: _Site, labels: order.Labels, reused: Mapping[int, str]) -> _Staged:
     """Stage the token stream and the provenance. `reused`: digests of blocks taken over."""
-    plan, store, stream = site.plan, site.store, site.stream
+    plan, stream = site.plan, site.stream
     commit.reserve(stream, plan.bytes)
     journal = stream.with_name(_JOURNAL)
     known, whole = _read_journal(journal), xxhash.xxh3_128()
-    tasks = _tasks(plan, labels, {**reused, **known})
     with (
         progress.task("build mixture", plan.rows, "rows") as bar,
         commit.create(site.tree / provenance.FILE) as file,
         provenance.RowsWriter(file, plan.domains) as writer,
     ):
-        if site.cluster is None:
-            many = site.workers
-            builder = make_builder(store, plan.supply, plan.domains, stream, workers=many)
-            blocks = build_blocks(builder, tasks, plan.block_rows, workers=many)
-        else:
-            blocks = clusters.build_blocks(site.cluster, plan, store, stream, list(tasks))
-        for done in blocks:
+        for done in _blocks(site, labels, {**reused, **known}):
             if known.get(done.number) != done.digest:
                 line = json.dumps({"block": done.number, "xxh3": done.digest})
                 commit.append_line(journal, line.encode())
@@ -256,6 +258,26 @@ def _gather(site: _Site, labels: order.Labels, reused: Mapping[int, str]) -> _St
             writer.add(done.table, done.taken, done.digest)
             bar.advance(done.rows)
     return _Staged(writer.digests, whole.hexdigest(), writer.taken, file.record(provenance.FILE))
+
+
+def _blocks(site: _Site, labels: order.Labels, known: Mapping[int, str]) -> Iterator[BlockDone]:
+    """Stage every block. `known`: digests of those that are said to be staged."""
+    plan, store, workers = site.plan, site.store, site.workers
+    tasks = _tasks(plan, labels, known)
+    if site.cluster is not None:
+        yield from clusters.build_blocks(site.cluster, plan, store, site.stream, list(tasks))
+        return
+    builder = make_builder(store, plan.supply, plan.domains, site.stream, workers=workers)
+    find: Finder = from_store
+    buckets = site.work / "buckets"
+    commit.remove(buckets)
+    if two_passes(site.gather, plan, store):
+        made = Buckets(builder, buckets, size=bucket_bytes(plan.bytes))
+        anew = (task for task in _tasks(plan, labels, known) if task.known is None)
+        made.fill(anew, workers=workers)
+        find = made.find
+    yield from build_blocks(builder, tasks, plan.block_rows, workers=workers, find=find)
+    commit.remove(buckets)
 
 
 def _read_journal(path: Path) -> dict[int, str]:

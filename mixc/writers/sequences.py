@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mixc.engine.threads import in_order
 from mixc.errors import MixcError
 from mixc.store import commit
 from mixc.store.commit import StagedFile
@@ -144,17 +143,7 @@ class Folder:
             self.hashes[name] = file.record("").xxh3
             return name, result
 
-        done: list[tuple[str, Result]] = []
-        pending: deque[Future[tuple[str, Result]]] = deque()
-        crew = ThreadPoolExecutor(self.workers)
-        try:
-            for name, fill in files:
-                pending.append(crew.submit(write, name, fill))
-                if len(pending) > self.workers:
-                    done.append(pending.popleft().result())
-            return done + [one.result() for one in pending]
-        finally:
-            crew.shutdown(cancel_futures=True)
+        return list(in_order(lambda one: write(*one), files, workers=self.workers))
 
     def write_by_path(self, name: str, fill: Callable[[Path], None]) -> None:
         """Let a library that opens files by itself write one, at the path it is given."""

@@ -34,9 +34,9 @@ def gathered(monkeypatch):
     """The numbers of the blocks that are gathered from the store."""
     numbers, write = [], gather._write
 
-    def spy(builder, task, rows, out):
+    def spy(builder, task, *others):
         numbers.append(task.number)
-        return write(builder, task, rows, out)
+        return write(builder, task, *others)
 
     monkeypatch.setattr(gather, "_write", spy)
     return numbers

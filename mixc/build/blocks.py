@@ -1,0 +1,136 @@
+"""What an output block is: which rows it holds, and where each of them comes from.
+
+A block is a pure function of the plan and its number: any worker may make any block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from mixc_kernels.gather_spans import Pool
+from numpy.typing import NDArray
+
+from mixc.build.provenance import BlockRows
+from mixc.build.supply import Supply
+from mixc.rows.columns import Columns, open_columns
+from mixc.rows.stream import AT_ONCE, DomainStream, Spans, targets
+from mixc.store.store import Store
+
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class BlockTask:
+    """Rows `first` to `first + len(labels)` of the mixture.
+
+    `labels` is the domain of each row, `positions` where in each domain's deck the block begins,
+    int64[K], and `known` the digest of the block if an earlier run has staged it.
+    """
+
+    number: int
+    first: int
+    labels: NDArray[np.uint16]
+    positions: NDArray[np.int64]
+    known: str | None
+
+
+@dataclass(frozen=True)
+class Builder:
+    """What workers share.
+
+    `locks` has one for each domain's stream. `columns` are those of every shard, domain by domain:
+    of domain d from shard `first_shard[d]` on, int64[K]; `first_document` is the number in its
+    domain of each shard's first document, int64[shards].
+    """
+
+    domains: tuple[str, ...]
+    streams: tuple[DomainStream, ...]
+    locks: tuple[Lock, ...]
+    columns: Columns
+    first_shard: Index
+    first_document: Index
+    seq_len: int
+    dtype: np.dtype[Any]
+    eot_id: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where tokens are copied from: span i from `at[i]` on in `pool.values[source[i]]`, int64."""
+
+    pool: Pool
+    source: Index
+    at: Index
+
+
+Finder = Callable[[Builder, BlockTask, BlockRows], Origin]
+
+
+def from_store(builder: Builder, task: BlockTask, rows: BlockRows) -> Origin:  # noqa: ARG001
+    """The tokens of a block, where they stand in the store."""
+    return Origin(builder.columns.tokens, rows.shard, rows.at)
+
+
+def make_builder(
+    store: Store, supply: Supply, domains: tuple[str, ...], path: Path, *, workers: int
+) -> Builder:
+    """Map the store; the staged stream is at `path`."""
+    _ = store.all_held_ids  # read once, before threads ask for it
+
+    def open_stream(name: str) -> DomainStream:
+        return supply.layout.open(store, [name])[0]
+
+    streams = supply.streams
+    if not streams:
+        with ThreadPoolExecutor(min(workers, AT_ONCE)) as crew:
+            streams = tuple(crew.map(open_stream, domains))
+    shards = [one.shards for one in streams]
+    return Builder(
+        domains=domains,
+        streams=streams,
+        locks=tuple(Lock() for _ in domains),
+        columns=open_columns([shard for mine in shards for shard in mine]),
+        first_shard=targets(np.array([len(mine) for mine in shards])),
+        first_document=np.concatenate([one.first_document[:-1] for one in streams]),
+        seq_len=supply.layout.seq_len,
+        dtype=store.dtype,
+        eot_id=store.eot_id,
+        path=path,
+    )
+
+
+def sources_of(builder: Builder, task: BlockTask) -> BlockRows:
+    """Where the rows of a block come from, in the order of the block."""
+    numbers = np.empty(len(task.labels), np.int64)
+    parts = []
+    for domain, stream in enumerate(builder.streams):
+        place = np.flatnonzero(task.labels == domain)
+        if not len(place):
+            continue
+        position = int(task.positions[domain])
+        # Streams lay epochs out when they are first asked for: once is enough.
+        with builder.locks[domain]:
+            number = stream.deck(np.arange(position, position + len(place)))
+            # In the order of the stream, neighbours are found close to each other.
+            order = np.argsort(number)
+            number, place = number[order], place[order]
+            spans = stream.spans(number)
+        numbers[place] = number
+        shard = stream.locate(spans.document)[0] + builder.first_shard[domain]
+        columns = (spans.epoch, spans.document, spans.start, spans.length, shard)
+        parts.append((place[spans.row], *columns))
+    joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    small = joined[0].astype(np.uint16)  # sorted faster
+    order = np.argsort(small if len(task.labels) <= 1 << 16 else joined[0], kind="stable")
+    row, epoch, document, start, length, shard = (column[order] for column in joined)
+    local = document - builder.first_document[shard]
+    doc_id, begin = builder.columns.doc_ids(shard, local), builder.columns.begins(shard, local)
+    spans = Spans(row, epoch, document, start, length)
+    return BlockRows(task.first, task.labels, numbers, spans, doc_id, shard, begin + start)

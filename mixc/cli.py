@@ -95,6 +95,11 @@ def _engine_options(command: Command) -> Command:
         "everything twice, in long runs, as suits a store larger than memory on a disk that turns "
         "or over a network, which auto looks for. The output does not depend on it.",
     )(command)
+    command = click.option(
+        "--decks/--no-decks",
+        help="Keep each domain's rows beside the mixture, in the order that mixtures take them: "
+        "a mixture of other weights is then a merge. Takes as much disk again.",
+    )(command)
     return click.option(
         "--engine",
         type=click.Choice(["local", "ray"]),
@@ -105,12 +110,14 @@ def _engine_options(command: Command) -> Command:
     )(command)
 
 
-def _how(workers: int, engine: str, ray_address: str | None, gather: str) -> dict[str, Any]:
+def _how(
+    workers: int, engine: str, ray_address: str | None, gather: str, decks: bool
+) -> dict[str, Any]:
     """How a mixture is built, as the pipeline's functions take it."""
-    if engine == "ray" and gather == "two-pass":
-        raise click.UsageError("--gather two-pass needs --engine local")
+    if engine == "ray" and (decks or gather == "two-pass"):
+        raise click.UsageError("--decks and --gather two-pass need --engine local")
     cluster = _cluster(engine, ray_address, workers)
-    return {"workers": workers, "cluster": cluster, "gather": gather}
+    return {"workers": workers, "cluster": cluster, "gather": gather, "decks": decks}
 
 
 def _cluster(engine: str, ray_address: str | None, workers: int) -> Cluster | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mixc.build import stage as build_stage
 from mixc.build.medium import two_passes
 from mixc.build.memory import memory_bytes
@@ -44,12 +46,17 @@ class StagePlan:
 
 
 def run(
-    recipe: Recipe, *, workers: int, cluster: Cluster | None = None, gather: str = "auto"
+    recipe: Recipe,
+    *,
+    workers: int,
+    cluster: Cluster | None = None,
+    gather: str = "auto",
+    decks: bool = False,
 ) -> Outputs:
     """Tokenize, solve and build, each only if it is stale. A cluster builds; the rest is local."""
     store = tokenize_stage.tokenize(recipe, workers=workers)
     weights = solve_weights(recipe) if _solves(recipe) else None
-    mixture = build_mixture(recipe, workers=workers, cluster=cluster, gather=gather)
+    mixture = build_mixture(recipe, workers=workers, cluster=cluster, gather=gather, decks=decks)
     return Outputs(store, weights, mixture)
 
 
@@ -61,11 +68,16 @@ def solve_weights(recipe: Recipe) -> SolvedWeights:
 
 
 def build_mixture(
-    recipe: Recipe, *, workers: int, cluster: Cluster | None = None, gather: str = "auto"
+    recipe: Recipe,
+    *,
+    workers: int,
+    cluster: Cluster | None = None,
+    gather: str = "auto",
+    decks: bool = False,
 ) -> Mixture:
     """Build from the store and weights that are there. Raises MX045 if they are stale.
 
-    Neither workers, cluster nor gather (see `build.medium.GATHERS`) change what is built.
+    Neither workers, cluster, gather (see `build.medium.GATHERS`) nor decks change what is built.
     """
     store = current_store(recipe)
     with commit.reading(store.root):
@@ -78,6 +90,7 @@ def build_mixture(
             workers=workers,
             cluster=cluster,
             gather=gather,
+            decks=decks,
         )
 
 
@@ -201,13 +214,17 @@ def _describe(plan: BuildPlan, store: Store, root: Path, workers: int) -> dict[s
     reuse = build_stage.reusable(root, plan, store)
     blocks, disk = -(-plan.rows // plan.block_rows), plan.disk_bytes()
     twice = two_passes("auto", plan, store)
+    decks = build_stage.decks_of(root, plan, store).held()
+    formats = [] if reuse is None else reuse.formats(plan)
     disk |= {"buckets": plan.bytes} if twice else {}
+    disk |= dict.fromkeys(formats, 0)
     return {
         "rows": plan.rows,
         "tokens": plan.tokens,
         "blocks": blocks,
         "reused_blocks": 0 if reuse is None else len(reuse.blocks),
-        "reused_formats": [] if reuse is None else reuse.formats(plan),
+        "reused_formats": formats,
+        "deck_rows": int(np.minimum(decks, plan.counts.rows).sum()),
         "gather": "two-pass" if twice else "one-pass",
         "output_bytes": plan.bytes,
         "disk_bytes": sum(disk.values()),

@@ -52,15 +52,24 @@ class Exporter:
     def _files(
         self, name: str, prefix: str, sequences: Sequences, split: str, there: _Entries
     ) -> list[FileRecord]:
-        found = None if self._reuse is None else self._reuse.files(there.get(name))
-        if found is not None and self._reuse is not None:
-            for record in found:
-                commit.link(self._reuse.mixture.root / record.path, self._tree / record.path)
-            return found
         path = self._tree / prefix / name
+        if (found := self._taken_over(there.get(name))) is not None:
+            return found
         folder = Folder(path, self._workers)
         files = WRITERS[name].load().write(sequences, folder, split)
         return [self._record(path / file, folder.hashes.get(file)) for file in files]
+
+    def _taken_over(self, entry: Mapping[str, Any] | None) -> list[FileRecord] | None:
+        """The files of a format, linked from the mixture that is there, if they can be."""
+        found = None if self._reuse is None else self._reuse.files(entry)
+        if self._reuse is None or found is None:
+            return None
+        root = self._reuse.mixture.root
+        if all(commit.try_link(root / one.path, self._tree / one.path) for one in found):
+            return found
+        for one in found:
+            commit.remove(self._tree / one.path)
+        return None
 
     def _record(self, path: Path, xxh3: str | None) -> FileRecord:
         status = path.stat()

@@ -75,13 +75,29 @@ def build_block(
     `buffer`, of at least the block's tokens, is overwritten; `find` says where tokens are read.
     """
     rows = sources_of(builder, task)
+    digest = place_tokens(builder, task, buffer, find, rows)
     out = buffer[: len(task.labels) * builder.seq_len]
-    digest = task.known
-    if digest is None or digest != _staged_digest(builder, task, out):
-        digest = _write(builder, task, rows, find(builder, task, rows), out)
     table = block_table(rows, builder.domains)
     sums = taken(rows, len(builder.domains))
     return BlockDone(task.number, len(task.labels), digest, out, table, sums)
+
+
+def place_tokens(
+    builder: Builder,
+    task: BlockTask,
+    buffer: NDArray[Any],
+    find: Finder,
+    rows: BlockRows | None = None,
+) -> str:
+    """Put a block's tokens in `buffer` and in their place, unless they stand there; their digest.
+
+    `rows`: where the block's rows come from, if that is known.
+    """
+    out = buffer[: len(task.labels) * builder.seq_len]
+    if task.known is not None and task.known == _staged_digest(builder, task, out):
+        return task.known
+    rows = sources_of(builder, task) if rows is None else rows
+    return _write(builder, task, rows, find(builder, task, rows), out)
 
 
 def _write(

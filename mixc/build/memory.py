@@ -13,6 +13,7 @@ from mixc.writers.sequences import label_dtype
 _PROCESS = 250 << 20  # Python, its libraries, compiled kernels
 _DOCUMENT = 8  # which documents train, and their lengths
 _DOCUMENT_OF_EPOCH = 12  # where each stands, and where each ends
+_WEIGHT = 8
 _PACKED = 32  # a document's place in the rows of an epoch, where rows hold whole documents
 _ROW_OF_DECK = 4
 _OPENED = 48  # of a document while its domain is opened
@@ -36,7 +37,8 @@ def memory_bytes(plan: BuildPlan, store: Store, *, workers: int, twice: bool = F
     laid = np.clip(np.ceil(plan.supply.epochs(plan.counts.rows)), 0, EPOCHS_HELD)
     decks = tokens // plan.row_len
     packed = 0 if plan.layout.packing == "concat" else _PACKED
-    streams = documents * (_DOCUMENT + laid * (_DOCUMENT_OF_EPOCH + packed))
+    held = _DOCUMENT + _WEIGHT * plan.layout.weighted
+    streams = documents * (held + laid * (_DOCUMENT_OF_EPOCH + packed))
     streams = streams + decks * laid * _ROW_OF_DECK
     passing = np.where(used, np.maximum(documents * _OPENED, decks * _SORTED), 0)
     passing = np.sort(passing)[-min(workers, AT_ONCE) :]

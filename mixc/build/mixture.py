@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,15 @@ class Mixture:
         files = [self.root / file["path"] for file in formats[name]["files"]]
         rows: NDArray[Any] = WRITERS[name].load().read(files, self.spec, first, count)
         return rows
+
+
+def libraries() -> dict[str, str]:
+    """Versions of what decides on bytes of files: formats are reused from no other."""
+    found = {}
+    for name in ("pyarrow", "zstandard", "array_record"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def kind_of(path: Path) -> str:

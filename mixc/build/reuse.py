@@ -7,11 +7,10 @@ again, a file once its hash is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,9 @@ import pyarrow as pa
 
 from mixc import __version__
 from mixc.build.blocks import BlockTask
-from mixc.build.mixture import Mixture, open_mixture
-from mixc.build.plan import BuildPlan
+from mixc.build.gather import block_digest
+from mixc.build.mixture import Mixture, libraries, open_mixture
+from mixc.build.plan import ALGORITHM, BuildPlan
 from mixc.build.provenance import block_labels
 from mixc.errors import MixcError
 from mixc.registry import WRITERS
@@ -48,50 +48,61 @@ class Reuse:
         there = self.mixture.manifest["formats"]
         return [name for name in plan.formats if name in there] if self.all else []
 
+    def stream(self, plan: BuildPlan) -> Path | None:
+        """A file that is the whole stream and nothing else, if it is unchanged and a format has
+        one: it need not be staged again, but must not be written to.
+        """
+        if not self.all:
+            return None
+        for entry in self.mixture.manifest["formats"].values():
+            for one in entry["files"]:
+                if one["bytes"] == plan.bytes and self._is_stream(FileRecord(**one), plan):
+                    return self.mixture.root / str(one["path"])
+        return None
+
+    def _is_stream(self, record: FileRecord, plan: BuildPlan) -> bool:
+        if not self._whole([record]):
+            return False
+        count = min(plan.block_rows, plan.rows) * plan.row_len
+        begin = np.fromfile(self.mixture.root / record.path, plan.spec.dtype, count)
+        return block_digest(begin) == self.blocks[0]
+
     def stage(self, plan: BuildPlan, stream: Path) -> None:
         """Put unchanged blocks where the stream is staged; those that cannot be read are made."""
-        if self.all and (flat := self._flat(plan)) is not None:
-            commit.link(flat, stream)
-            return
-        part = stream.with_suffix(".part")
+        part = part_of(stream)
         commit.reserve(part, plan.bytes)
         said, width = self.mixture.manifest["formats"], plan.row_len * plan.spec.dtype.itemsize
         easiest = min(said, key=lambda name: int(WRITERS[name].load().disk_bytes(plan.spec)))
         for number in self.blocks:
             first = number * plan.block_rows
             count = min(plan.block_rows, plan.rows - first)
-            try:
+            # A damaged file may end in any error of the library that reads it.
+            with suppress(Exception):
                 rows = np.ascontiguousarray(self.mixture.read(first, count, of=easiest))
-            except _UNREADABLE:
-                continue
-            commit.write_at(part, first * width, rows.data.cast("B"))
+                if rows.shape == (count, plan.row_len) and rows.dtype == plan.spec.dtype:
+                    commit.write_at(part, first * width, rows.data.cast("B"))
         commit.rename(part, stream)
-
-    def _flat(self, plan: BuildPlan) -> Path | None:
-        """A file that is the stream and nothing else, if a format has one."""
-        for name, entry in self.mixture.manifest["formats"].items():
-            if WRITERS[name].load().disk_bytes(plan.spec) < plan.bytes // 2:
-                for file in entry["files"]:
-                    path = self.mixture.root / str(file["path"])
-                    if _size(path) == plan.bytes:
-                        return path
-        return None
 
     def files(self, entry: Mapping[str, Any] | None) -> list[FileRecord] | None:
         """The files of a format's entry in the manifest, if they are all as they were."""
         if entry is None:
             return None
         records = [FileRecord(**one) for one in entry["files"]]
+        return records if self._whole(records) else None
+
+    def _whole(self, records: Sequence[FileRecord]) -> bool:
+        """Whether files are as they were, and the mixture's own: no link leads to them."""
         root = self.mixture.root
-        return None if any(check_file(root, one, rehash=True) for one in records) else records
+        return all(
+            (root / one.path).resolve() == root.resolve() / one.path
+            and check_file(root, one, rehash=True) is None
+            for one in records
+        )
 
 
-def _size(path: Path) -> int | None:
-    """The size of a file, if it is one and no link."""
-    with suppress(OSError):
-        status = path.lstat()
-        return status.st_size if S_ISREG(status.st_mode) else None
-    return None
+def part_of(stream: Path) -> Path:
+    """Where `Reuse.stage` puts blocks until they are all there."""
+    return stream.with_suffix(".part")
 
 
 def find(root: Path, plan: BuildPlan, store: Store, tasks: Iterable[BlockTask]) -> Reuse | None:
@@ -116,6 +127,8 @@ def _same_rows(mixture: Mixture, plan: BuildPlan, store: Store) -> bool:
     weights, theirs = plan.supply.weights, mixture.document_weights
     return (
         said["mixc_version"] == __version__
+        and said.get("algorithm") == ALGORITHM
+        and said.get("libraries") == libraries()
         and said["store_hash"] == store.store_hash
         and tuple(said["domains"]) == plan.domains
         and mixture.layout == plan.layout

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from mixc.build import order, provenance
 from mixc.build import reuse as reusing
 from mixc.build.blocks import BlockTask, Finder, from_store, make_builder
 from mixc.build.buckets import Buckets, bucket_bytes
+from mixc.build.decks import Decks
 from mixc.build.export import Exporter
 from mixc.build.gather import BlockDone, build_blocks, stream_hash
 from mixc.build.held import stage_held_out, stage_together, staged_sequences
 from mixc.build.medium import two_passes
 from mixc.build.mixture import Mixture, open_mixture
-from mixc.build.plan import BuildPlan
+from mixc.build.plan import ALGORITHM, BuildPlan
 from mixc.build.reuse import Reuse
 from mixc.build.schedule import describe
 from mixc.engine.ray import Cluster
@@ -57,12 +58,13 @@ def build(
     workers: int,
     cluster: Cluster | None = None,
     gather: str = "auto",
+    decks: bool = False,
 ) -> Mixture:
     """Bring the mixture at `root` up to date with the plan, and open it.
 
     `recipe_data` goes into the manifest: name, seed, overrides, recipe_hash, max_epochs.
     `cluster`: where blocks are built, if not by `workers` threads of this machine. `gather` is
-    one of `medium.GATHERS`; the bytes are the same.
+    one of `medium.GATHERS`; `decks` keeps each domain's rows for the next mixture.
     """
     with commit.locked(root) as staging:
         commit.check_ours(root, mixtures.MANIFEST)
@@ -72,7 +74,7 @@ def build(
         for other in staging.iterdir():
             if other.name != plan.key:
                 commit.remove(other)
-        site = _Site(plan, store, root, staging / plan.key, workers, cluster, gather)
+        site = _Site(plan, store, root, staging / plan.key, workers, cluster, gather, decks)
         commit.remove(site.tree)
         manifest = {**recipe_data, **_make(site)}
         commit.write_file(site.tree / mixtures.MANIFEST, seal(manifest))
@@ -92,6 +94,7 @@ class _Site:
     workers: int
     cluster: Cluster | None
     gather: str
+    decks: bool
 
     @property
     def tree(self) -> Path:
@@ -111,9 +114,14 @@ def _make(site: _Site) -> dict[str, Any]:
     reuse = reusing.find(site.root, plan, site.store, _tasks(plan, labels))
     weights = plan.supply.weights
     weights_file = None if weights is None else weights.write(site.tree)
-    if reuse is not None and reuse.blocks and not stream.exists():
+    commit.remove(reusing.part_of(stream))
+    if stream.exists() and stream.stat().st_nlink > 1:
+        commit.remove(stream)  # another name of what is published: never written to
+    anew = not stream.exists()
+    linked = reuse is not None and anew and _link(reuse.stream(plan), stream)
+    _foresee(site, [] if reuse is None else reuse.formats(plan), anew=anew and not linked)
+    if reuse is not None and reuse.blocks and anew and not linked:
         reuse.stage(plan, stream)
-    _foresee(site, [] if reuse is None else reuse.formats(plan))
     staged = _gather(site, labels, {} if reuse is None else reuse.blocks)
     commit.sync(stream)
     lengths = np.broadcast_to(np.int64(plan.row_len), plan.rows)
@@ -134,6 +142,11 @@ def _make(site: _Site) -> dict[str, Any]:
     )
 
 
+def _link(whole: Path | None, stream: Path) -> bool:
+    """Stage the stream as one more name of a file, if there is one and it can be."""
+    return whole is not None and commit.try_link(whole, stream)
+
+
 def _describe_rows(
     plan: BuildPlan, store: Store, labels: order.Labels, staged: _Staged
 ) -> dict[str, Any]:
@@ -148,6 +161,8 @@ def _describe_rows(
     return {
         "schema": mixtures.SCHEMA,
         "mixc_version": __version__,
+        "algorithm": ALGORITHM,
+        "libraries": mixtures.libraries(),
         "key": plan.key,
         "store_hash": store.store_hash,
         "seq_len": plan.seq_len,
@@ -211,19 +226,21 @@ def free_bytes(root: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _foresee(site: _Site, reused: Sequence[str]) -> None:
-    """Raise MX043 if the disk cannot hold what is yet to be staged."""
-    plan, stream = site.plan, site.stream
-    anew = not stream.exists()  # how much of it is whole already is yet to be seen
-    buckets = plan.bytes if anew and two_passes(site.gather, plan, site.store) else 0
-    held = stream.stat().st_blocks * 512 if stream.exists() else 0
-    taken = [size for name, size in plan.disk_bytes().items() if name not in reused]
-    needed, free = sum(taken) + buckets - held, free_bytes(stream)
+def _foresee(site: _Site, reused: Sequence[str], *, anew: bool) -> None:
+    """Raise MX043 if the disk cannot hold what is yet to be staged.
+
+    Of a stream that is not staged anew, how much is missing is yet to be seen.
+    """
+    plan, skipped = site.plan, {*reused, *([] if anew else ["stream"])}
+    needed = sum(size for name, size in plan.disk_bytes().items() if name not in skipped)
+    if anew and two_passes(site.gather, plan, site.store):
+        needed += plan.bytes
+    free = free_bytes(site.stream)
     if needed > free:
         raise MixcError(
             "MX043",
             f"the mixture takes at least {needed:,} bytes more, and {free:,} are free",
-            place=Place(str(stream.parent)),
+            place=Place(str(site.work)),
             help="free some space, leave out formats that hold copies (mixc plan says what each "
             "takes), or put workdir on another disk",
         )
@@ -268,16 +285,39 @@ def _blocks(site: _Site, labels: order.Labels, known: Mapping[int, str]) -> Iter
         yield from clusters.build_blocks(site.cluster, plan, store, site.stream, list(tasks))
         return
     builder = make_builder(store, plan.supply, plan.domains, site.stream, workers=workers)
-    find: Finder = from_store
     buckets = site.work / "buckets"
-    commit.remove(buckets)
-    if two_passes(site.gather, plan, store):
+
+    def choose(tasks: Iterable[BlockTask]) -> Finder:
+        commit.remove(buckets)
+        if not two_passes(site.gather, plan, store):
+            return from_store
         made = Buckets(builder, buckets, size=bucket_bytes(plan.bytes))
-        anew = (task for task in _tasks(plan, labels, known) if task.known is None)
-        made.fill(anew, workers=workers)
-        find = made.find
+        made.fill(tasks, workers=workers)
+        return made.find
+
+    if site.decks:
+        decks = decks_of(site.root, plan, store)
+        decks.fill(builder, plan.counts.rows, choose, workers=workers)
+        find: Finder = decks.find
+    else:
+        find = choose(task for task in _tasks(plan, labels, known) if task.known is None)
     yield from build_blocks(builder, tasks, plan.block_rows, workers=workers, find=find)
     commit.remove(buckets)
+
+
+def decks_of(root: Path, plan: BuildPlan, store: Store) -> Decks:
+    """The decks that are kept beside a mixture."""
+    weights = plan.supply.weights
+    key = key_of(
+        {
+            "algorithm": ALGORITHM,
+            "store": store.store_hash,
+            "layout": asdict(plan.layout),
+            "weights": None if weights is None else weights.digest(),
+            "block_rows": plan.block_rows,
+        }
+    )
+    return Decks(root.parent / "decks", key, plan.spec, block_rows=plan.block_rows)
 
 
 def _read_journal(path: Path) -> dict[int, str]:

@@ -23,6 +23,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 Report = Callable[[float], None]
 
+_GRACE_S = 5
 _IN_FLIGHT = 4  # tasks per worker handed out ahead of the oldest unfinished one
 _MEMORY = "out of memory, perhaps: try fewer --workers; finished work is kept"
 
@@ -80,6 +81,8 @@ class Crew:
         """End the workers; what is staged survives whatever they were at."""
         if self._parent is not None and self._parent.pid is not None:
             self._parent.terminate()
+            self._parent.join(_GRACE_S)
+            self._parent.kill()  # one that was started with SIGTERM ignored
             self._parent.join()
         self._sender.shutdown()
         for pipe in self._pipes:
@@ -237,7 +240,7 @@ def _fork_workers(pipes: list[Connection]) -> None:
         first = pipes[0].recv()
     except EOFError:
         return
-    with suppress(Exception):
+    with suppress(BaseException):
         if first is not None:
             first()
     gc.freeze()  # else the collector would write to what is shared
@@ -255,6 +258,8 @@ def _fork_workers(pipes: list[Connection]) -> None:
             threading.Thread(target=_die_at_end, args=(bond,), daemon=True).start()
             try:
                 _serve(mine)
+            except BaseException:
+                traceback.print_exc()
             finally:  # never into what this process was a copy of
                 os._exit(0)
         workers.append(worker)

@@ -355,6 +355,15 @@ def link(source: Path, target: Path) -> None:
         target.hardlink_to(source)
 
 
+def try_link(source: Path, target: Path) -> bool:
+    """`link`, unless the file system will not: across devices, or of another user's files."""
+    try:
+        link(source, target)
+    except MixcError:
+        return False
+    return True
+
+
 def sync(path: Path) -> None:
     """Bring a file or a folder's entries to the disk."""
     with writing(path):

@@ -12,6 +12,7 @@ from mixc.build import stage as build_stage
 from mixc.build.mixture import open_mixture
 from mixc.errors import MixcError
 from mixc.recipe import load
+from mixc.store import commit
 
 CORPUS = random_corpus(12, {"code": (60, 20), "prose": (20, 60), "web": (90, 9)})
 MIXTURE = {"rows": 120, "seq_len": 16, "max_epochs": 3, "formats": ["nanogpt", "mds"]}
@@ -132,12 +133,74 @@ def test_other_rows_are_gathered(tmp_path, gathered, changes):
     assert tree_hash(mixture.root) == from_scratch(tmp_path / "b", **changes)
 
 
-def test_another_version_takes_nothing_over(tmp_path, gathered, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("__version__", "0.0.0"), ("ALGORITHM", 0), ("libraries", lambda: {"pyarrow": "0"})],
+)
+def test_another_version_takes_nothing_over(tmp_path, gathered, monkeypatch, name, value):
     first_build(tmp_path)
     gathered.clear()
-    monkeypatch.setattr("mixc.build.reuse.__version__", "0.0.0")
+    monkeypatch.setattr(f"mixc.build.reuse.{name}", value)
     build(tmp_path, formats=["nanogpt"])
     assert len(gathered) == 14
+
+
+def test_what_links_lead_to_is_not_taken_over(tmp_path):
+    """`verify` reads through a link; a new mixture would have a link to nowhere."""
+    old = first_build(tmp_path / "a", formats=["nanogpt", "megatron"]).root
+    (old / "megatron/train.bin").unlink()
+    (old / "megatron/train.bin").symlink_to("../nanogpt/train.bin")
+    (old / "nanogpt").rename(tmp_path / "elsewhere")
+    (old / "nanogpt").symlink_to(tmp_path / "elsewhere")
+    mixture = build(tmp_path / "a", formats=["megatron", "nanogpt"])
+    wanted = from_scratch(tmp_path / "b", formats=["megatron", "nanogpt"])
+    assert tree_hash(mixture.root) == wanted
+    assert not any(path.is_symlink() for path in mixture.root.rglob("*"))
+
+
+@pytest.mark.parametrize("formats", [["nanogpt", "mds", "olmo"], ["mds", "hf"]])
+def test_where_files_cannot_be_linked_they_are_written(tmp_path, gathered, monkeypatch, formats):
+    old, link = first_build(tmp_path / "a").root, commit.link
+
+    def across_devices(source, target):
+        if source.is_relative_to(old):
+            raise MixcError("MX043", "cannot write: invalid cross-device link")
+        link(source, target)
+
+    gathered.clear()
+    monkeypatch.setattr(commit, "link", across_devices)
+    mixture = build(tmp_path / "a", formats=formats)
+    assert gathered == []
+    monkeypatch.undo()
+    assert tree_hash(mixture.root) == from_scratch(tmp_path / "b", formats=formats)
+
+
+@pytest.mark.parametrize("wrong", [bytes(64), b"\xff" * 12, b"\x00\x00\x00\x00\xf0\xff\xff\xff"])
+def test_a_header_that_makes_no_sense_is_no_error(tmp_path, gathered, wrong):
+    old = first_build(tmp_path / "a", formats=["mds"]).root
+    with (old / "mds/train/shard.00000.mds").open("r+b") as file:
+        file.write(wrong)
+    gathered.clear()
+    mixture = build(tmp_path / "a", formats=["mds", "olmo"])
+    assert len(gathered) == 14
+    assert tree_hash(mixture.root) == from_scratch(tmp_path / "b", formats=["mds", "olmo"])
+
+
+def test_what_is_published_is_never_written_to(tmp_path, monkeypatch):
+    """Not even to mend it: it may be mapped, or linked from elsewhere."""
+    old = first_build(tmp_path).root
+    path = old / "nanogpt/train.bin"
+    data = bytearray(path.read_bytes())
+    data[100:164] = bytes(64)
+    path.write_bytes(data)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build_stage, "Exporter", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path, formats=["nanogpt", "mds", "olmo"])
+    assert path.read_bytes() == data
 
 
 def test_the_plan_says_what_is_taken_over(tmp_path):
@@ -167,6 +230,14 @@ def test_a_full_disk_is_foreseen(tmp_path, monkeypatch):
     assert "stream.bin" not in left
     monkeypatch.undo()
     assert open_mixture(build(tmp_path).root).whole()
+
+
+def test_a_full_disk_is_foreseen_before_blocks_are_taken_over(tmp_path, monkeypatch):
+    first_build(tmp_path, formats=["mds"])
+    monkeypatch.setattr(build_stage, "free_bytes", lambda root: 2000)
+    with pytest.raises(MixcError, match="takes at least"):
+        build(tmp_path, formats=["mds"], rows=150)
+    assert not [path for path in tmp_path.rglob("stream.*") if path.is_file()]
 
 
 def test_a_kill_while_blocks_are_taken_over_changes_nothing(tmp_path, gathered, monkeypatch):

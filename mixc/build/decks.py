@@ -1,0 +1,154 @@
+"""Decks kept on the disk: each domain's rows, in the order in which mixtures take them.
+
+Other weights take more or fewer rows of the same decks. With them kept, a mixture is a merge: each
+domain is read from its begin to where it ends, and only rows that no earlier mixture has taken are
+gathered from documents. Nothing is trusted: rows count once the digest of their block is found.
+
+    decks/<key>/<number>.bin    rows of the store's domain of that number
+    decks/<key>/blocks.jsonl    what was written: of each block its domain, number, rows, digest
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from mixc_kernels.gather_spans import make_pool
+from numpy.typing import NDArray
+
+from mixc import progress
+from mixc.build.blocks import BlockTask, Builder, Finder, Origin
+from mixc.build.gather import place_tokens
+from mixc.build.provenance import BlockRows
+from mixc.engine.threads import in_order
+from mixc.rows.stream import count_up, within_rows
+from mixc.store import commit
+from mixc.writers.sequences import StreamSpec
+
+Index = NDArray[np.int64]
+_JOURNAL = "blocks.jsonl"
+_Written = dict[tuple[int, int], tuple[int, str]]  # rows and digest, by domain and block
+
+
+class Decks:
+    """The decks of all domains, in a folder that `key` names below `root`."""
+
+    def __init__(self, root: Path, key: str, spec: StreamSpec, *, block_rows: int) -> None:
+        self._folder, self._spec, self._block_rows = root / key, spec, block_rows
+        self._width = spec.seq_len * spec.dtype.itemsize
+        self._domains = len(spec.domains)
+
+    def held(self) -> Index:
+        """Rows of each domain that are said to be there, int64[K]."""
+        return self._held(self._written())
+
+    def fill(
+        self,
+        builder: Builder,
+        rows: Index,
+        choose: Callable[[Iterable[BlockTask]], Finder],
+        *,
+        workers: int,
+    ) -> None:
+        """Make the first `rows` (int64[K]) rows of each domain's deck, if they are not there.
+
+        `choose` says how the blocks that are yet to be made are gathered.
+        """
+        self._make_room()
+        written = self._written()
+        total = np.maximum(self._held(written), rows)
+        for domain, count in enumerate(total.tolist()):
+            commit.reserve(self._path(domain), count * self._width)
+        find = choose(task for task in self._tasks(total, written) if task.known is None)
+        free = SimpleQueue[NDArray[Any]]()
+        for _ in range(workers + 1):
+            free.put(np.empty(self._block_rows * builder.seq_len, builder.dtype))
+
+        def place(task: BlockTask) -> tuple[BlockTask, str]:
+            buffer, domain = free.get(), int(task.labels[0])
+            mine = replace(builder, path=self._path(domain))
+            digest = place_tokens(mine, task, buffer, find)
+            free.put(buffer)
+            return task, digest
+
+        tasks = self._tasks(total, written)
+        with progress.task("fill decks", int(total.sum()), "rows") as bar:
+            for task, digest in in_order(place, tasks, workers=workers):
+                if digest != task.known:
+                    self._note(task, digest)
+                bar.advance(len(task.labels))
+        self._pool = make_pool([self._mapped(i, n) for i, n in enumerate(total.tolist())])
+
+    def find(self, builder: Builder, task: BlockTask, rows: BlockRows) -> Origin:
+        """Where the tokens of a mixture's block stand in the decks."""
+        labels, spans = rows.labels, rows.spans
+        rank = np.empty(len(labels), np.int64)
+        counts = np.bincount(labels, minlength=len(task.positions))
+        rank[np.argsort(labels, kind="stable")] = count_up(counts)
+        begin = (task.positions[labels] + rank) * builder.seq_len
+        at = begin[spans.row] + within_rows(spans.row, spans.length)
+        return Origin(self._pool, labels[spans.row].astype(np.int64), at)
+
+    def _mapped(self, domain: int, rows: int) -> NDArray[Any]:
+        dtype = self._spec.dtype
+        return np.memmap(self._path(domain), dtype, "r") if rows else np.empty(0, dtype)
+
+    def _tasks(self, rows: Index, written: _Written) -> Iterator[BlockTask]:
+        """Blocks of one domain after the other."""
+        number = 0
+        for domain, count in enumerate(rows.tolist()):
+            for block, first in enumerate(range(0, count, self._block_rows)):
+                size = min(self._block_rows, count - first)
+                positions = np.zeros(len(rows), np.int64)
+                positions[domain] = first
+                held, digest = written.get((domain, block), (0, ""))
+                labels = np.broadcast_to(np.uint16(domain), size)
+                yield BlockTask(number, first, labels, positions, digest if held == size else None)
+                number += 1
+
+    def _make_room(self) -> None:
+        """Remove the decks of other rows."""
+        root = self._folder.parent
+        for other in root.iterdir() if root.exists() else ():
+            if other != self._folder:
+                commit.remove(other)
+
+    def _held(self, written: _Written) -> Index:
+        """Rows of each domain that were written, as far as its file goes."""
+        held = np.zeros(self._domains, np.int64)
+        for (domain, _), (count, _) in written.items():
+            held[domain] += count
+        paths = [self._path(domain) for domain in range(self._domains)]
+        sizes = [path.stat().st_size // self._width if path.exists() else 0 for path in paths]
+        return np.minimum(held, sizes)
+
+    def _written(self) -> _Written:
+        """What the journal says."""
+        found: _Written = {}
+        path = self._folder / _JOURNAL
+        for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+            try:
+                said = json.loads(line)
+                domain, block, rows = (int(said[name]) for name in ("domain", "block", "rows"))
+                if 0 <= domain < self._domains and 0 < rows <= self._block_rows:
+                    found[domain, block] = rows, str(said["xxh3"])
+            except (ValueError, KeyError, TypeError):
+                continue  # torn by a kill: that block is made again
+        return found
+
+    def _note(self, task: BlockTask, digest: str) -> None:
+        said = {
+            "domain": int(task.labels[0]),
+            "block": task.first // self._block_rows,
+            "rows": len(task.labels),
+            "xxh3": digest,
+        }
+        commit.append_line(self._folder / _JOURNAL, json.dumps(said).encode())
+
+    def _path(self, domain: int) -> Path:
+        return self._folder / f"{domain}.bin"

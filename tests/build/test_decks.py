@@ -1,0 +1,171 @@
+"""Decks kept beside a mixture: the same bytes, and a change of weights gathers little."""
+
+import json
+
+import pytest
+from build_helpers import (
+    all_documents,
+    make_store,
+    mixc,
+    random_corpus,
+    small_blocks,
+    tree_hash,
+    write_corpus,
+    write_document_weights,
+)
+
+from mixc import pipeline
+from mixc.build import blocks, buckets
+from mixc.recipe import load
+from mixc.store import commit
+
+CORPUS = random_corpus(14, {"code": (60, 20), "prose": (20, 60), "web": (90, 9)})
+MIXTURE = {"rows": 120, "seq_len": 16, "max_epochs": 9, "formats": ["nanogpt"]}
+BLOCK_TOKENS = 16 * 9
+HELD = {"fraction": 0.1}
+FIRST, SECOND = {"code": 0.2, "prose": 0.3, "web": 0.5}, {"code": 0.4, "prose": 0.3, "web": 0.3}
+CHANGES = {
+    "concat": {},
+    "best_fit": {"packing": "best_fit"},
+    "one more": {"row_len": "seq_len+1"},
+    "weighted": {"document_weights": "w.parquet"},
+}
+
+
+@pytest.fixture
+def gathered(monkeypatch):
+    """Rows that are gathered from the store, by the number of their domain and where they stand."""
+    found, sources = [], blocks.from_store
+
+    def spy(builder, task, rows):
+        if builder.path.parent.parent.name == "decks":
+            found.append((int(task.labels[0]), task.first, len(task.labels)))
+        else:
+            found.append("stream")
+        return sources(builder, task, rows)
+
+    monkeypatch.setattr("mixc.build.stage.from_store", spy)
+    return found
+
+
+def build(folder, *, decks=True, workers=1, **changes):
+    mixture = MIXTURE | {"weights": FIRST} | changes
+    if not (folder / "out").exists():
+        store = make_store(folder, CORPUS, mixture=mixture, holdout=HELD)
+        ids = {doc_id for doc_id, _ in all_documents(store, "code")}
+        write_document_weights(folder / "w.parquet", dict.fromkeys(ids, 1.3))
+    path = write_corpus(folder, CORPUS, mixture=mixture, holdout=HELD)
+    with small_blocks(BLOCK_TOKENS):
+        return pipeline.build_mixture(load(path), workers=workers, decks=decks)
+
+
+def from_scratch(folder, **changes):
+    return tree_hash(build(folder, decks=False, **changes).root)
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+@pytest.mark.parametrize("workers", [1, 5])
+def test_decks_change_nothing(tmp_path, changed, workers):
+    changes = CHANGES[changed]
+    mixture = build(tmp_path / "decks", workers=workers, **changes)
+    assert tree_hash(mixture.root) == from_scratch(tmp_path / "none", **changes)
+
+
+def test_a_change_of_weights_gathers_what_no_mixture_had(tmp_path, gathered):
+    build(tmp_path / "a")
+    assert "stream" not in gathered
+    assert sum(rows for _, _, rows in gathered) == 120
+    gathered.clear()
+    mixture = build(tmp_path / "a", weights=SECOND)
+    # 48 rows of code where 24 were: from the block on that was not full; nothing of the others.
+    assert gathered == [(0, first, min(9, 48 - first)) for first in range(18, 48, 9)]
+    gathered.clear()
+    assert tree_hash(mixture.root) == from_scratch(tmp_path / "b", weights=SECOND)
+    gathered.clear()
+    build(tmp_path / "a", weights=FIRST)
+    assert gathered == []
+
+
+def test_a_mixture_without_decks_leaves_them(tmp_path, gathered):
+    build(tmp_path)
+    build(tmp_path, decks=False, weights=SECOND)
+    gathered.clear()
+    build(tmp_path, weights=FIRST)
+    assert gathered == []
+
+
+def test_decks_of_other_rows_make_room(tmp_path):
+    build(tmp_path)
+    (old,) = (tmp_path / "out/decks").iterdir()
+    build(tmp_path, seq_len=8, rows=240)
+    (new,) = (tmp_path / "out/decks").iterdir()
+    assert old.name != new.name
+
+
+@pytest.mark.parametrize("how", ["changed", "cut", "gone", "journal"])
+def test_damage_is_noticed(tmp_path, gathered, how):
+    build(tmp_path / "a")
+    (folder,) = (tmp_path / "a/out/decks").iterdir()
+    path = folder / "2.bin"
+    data = bytearray(path.read_bytes())
+    if how == "changed":
+        data[700] ^= 1
+        path.write_bytes(data)
+    elif how == "cut":
+        path.write_bytes(data[:700])
+    elif how == "gone":
+        path.unlink()
+    else:
+        lines = '{"domain": 77, "block": 0, "rows": 9, "xxh3": ""}\n{"domain": 2, "block": -1\n[]\n'
+        huge = '{"domain": 1, "block": 3, "rows": 999999999999, "xxh3": "0"}\n'
+        (folder / "blocks.jsonl").write_text(lines + huge)
+    gathered.clear()
+    mixture = build(tmp_path / "a", weights=SECOND)
+    assert any(domain == 2 for domain, _, _ in gathered)
+    assert tree_hash(mixture.root) == from_scratch(tmp_path / "b", weights=SECOND)
+
+
+def test_a_kill_while_decks_are_filled_loses_what_was_under_way(tmp_path, gathered, monkeypatch):
+    append, lines = commit.append_line, []
+
+    def stop(path, line):
+        append(path, line)
+        lines.append(line)
+        if len(lines) == 7:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commit, "append_line", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path / "a")
+    gathered.clear()
+    mixture = build(tmp_path / "a")
+    assert len(gathered) == 14 - 7  # blocks of 24, 36 and 60 rows by 9: 3, 4 and 7 of them
+    assert tree_hash(mixture.root) == from_scratch(tmp_path / "b")
+
+
+def test_decks_are_filled_in_two_passes_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("mixc.build.stage.bucket_bytes", lambda _: 700)
+    monkeypatch.setattr("mixc.build.stage.from_store", None)
+    monkeypatch.setattr(buckets, "from_store", None)
+    path = write_corpus(tmp_path / "a", CORPUS, mixture=MIXTURE | {"weights": FIRST}, holdout=HELD)
+    make_store(tmp_path / "a", CORPUS, mixture=MIXTURE | {"weights": FIRST}, holdout=HELD)
+    with small_blocks(BLOCK_TOKENS):
+        recipe = load(path)
+        mixture = pipeline.build_mixture(recipe, workers=2, decks=True, gather="two-pass")
+    monkeypatch.undo()
+    assert tree_hash(mixture.root) == from_scratch(tmp_path / "b")
+
+
+def test_from_the_command_line(tmp_path):
+    store = make_store(tmp_path, CORPUS, mixture=MIXTURE, holdout=HELD)
+    line = ["build-mixture", tmp_path / "recipe.yaml", "--json"]
+    for more in (["--engine", "ray", "--decks"], ["--engine", "ray", "--gather", "two-pass"]):
+        done = mixc(*line, *more)
+        assert done.returncode == 2 and "need --engine local" in done.stderr
+    done = mixc(*line, "--decks", "--gather", "two-pass")
+    assert json.loads(done.stdout)["rows"] == 120
+    (folder,) = (tmp_path / "out/decks").iterdir()
+    assert len(list(folder.glob("*.bin"))) == len(store.domains)
+    done = mixc("plan", *line[1:], "-s", "mixture.rows=150")
+    assert json.loads(done.stdout)["stages"][-1]["details"]["deck_rows"] == 120

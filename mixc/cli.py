@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -362,6 +363,7 @@ def schema(as_json: bool) -> None:
 
 def main() -> NoReturn:
     """Run a command and exit with its code."""
+    gc.set_threshold(100_000)  # what is imported is no garbage, and takes long to be looked through
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8

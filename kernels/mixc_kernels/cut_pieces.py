@@ -20,12 +20,43 @@ def cut_pieces(
     uint32; pieces are not empty and lie within the stream. Of each span: its piece, its
     document's number, its first token in the document, and its length, int64[m].
     """
-    first = np.searchsorted(ends, begin, side="right")
-    count = np.searchsorted(ends, end - 1, side="right") - first + 1
-    size = int(count.sum())
+    first, count = np.empty(len(begin), np.int64), np.empty(len(begin), np.int64)
+    size = _count_pieces(ends, begin, end, first, count)
     out = tuple(np.empty(size, np.int64) for _ in range(4))
     _cut_pieces(ends, order, lengths, begin, end, first, count, *out)
     return out[0], out[1], out[2], out[3]
+
+
+@numba.njit(cache=True, nogil=True)
+def _count_pieces(
+    ends: Index, begin: Index, end: Index, first: Index, count: Index
+) -> int:  # pragma: no cover - compiled
+    """The first document of each piece, how many it touches, and the sum of them.
+
+    Pieces come in order, as a rule, and close to each other: searching on from where the last
+    was found, in ever longer steps, takes half as long as searching through all.
+    """
+    size, low = 0, 0
+    for i in range(len(begin)):
+        if low and ends[low - 1] > begin[i]:
+            low = 0
+        step = 1
+        while low + step <= len(ends) and ends[low + step - 1] <= begin[i]:
+            low += step
+            step *= 2
+        high = min(low + step, len(ends))
+        while low < high:
+            middle = (low + high) // 2
+            if ends[middle] <= begin[i]:
+                low = middle + 1
+            else:
+                high = middle
+        last = low
+        while ends[last] < end[i]:
+            last += 1
+        first[i], count[i] = low, last - low + 1
+        size += count[i]
+    return size
 
 
 @numba.njit(cache=True, nogil=True)

@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mixc.rows.stream import Spans
-from mixc.store.columns import column
+from mixc.rows.stream import Spans, each_of
+from mixc.store.columns import column, strings
 from mixc.store.commit import StagedFile
 
 FILE = "rows.parquet"
@@ -89,7 +89,7 @@ def block_table(rows: BlockRows, domains: tuple[str, ...]) -> pa.Table:
     return pa.table(
         [
             column(np.arange(rows.first, rows.first + len(rows.labels))),
-            pa.array(domains).take(column(rows.labels)),
+            strings(domains).cast(pa.string()).take(column(rows.labels)),
             column(epoch[offsets[1:] - 1]),
             column(rows.numbers),
             pa.ListArray.from_arrays(column(offsets), span, type=SCHEMA.field("spans").type),
@@ -101,12 +101,11 @@ def block_table(rows: BlockRows, domains: tuple[str, ...]) -> pa.Table:
 def taken(rows: BlockRows, domains: int) -> tuple[dict[int, int], ...]:
     """The tokens of a block by domain and epoch."""
     sums: tuple[dict[int, int], ...] = tuple({} for _ in range(domains))
-    epoch, domain = rows.spans.epoch, rows.labels[rows.spans.row]
-    pairs = epoch * domains + domain
-    bins = np.unique(pairs)
-    tokens = np.bincount(np.searchsorted(bins, pairs), rows.spans.length).astype(np.int64)
-    for number, count in zip(bins.tolist(), tokens.tolist(), strict=True):
-        sums[number % domains][number // domains] = count
+    for epoch, mine in each_of(rows.spans.epoch):
+        labels = rows.labels[rows.spans.row[mine]]
+        tokens = np.bincount(labels, rows.spans.length[mine], domains).astype(np.int64)
+        for domain in np.flatnonzero(tokens).tolist():
+            sums[domain][epoch] = int(tokens[domain])
     return sums
 
 
@@ -149,7 +148,7 @@ def block_labels(path: Path, domains: Sequence[str]) -> Iterator[tuple[str, NDAr
 
     Raises OSError or ValueError if it cannot be read.
     """
-    names = pa.array(domains, pa.string())
+    names = strings(domains).cast(pa.string())
     with pq.ParquetFile(path) as file:
         said = (file.metadata.metadata or {}).get(_DIGESTS.encode(), b"").decode()
         for group in range(min(file.num_row_groups, len(said) // 32)):
@@ -165,7 +164,7 @@ def add_up(table: pa.Table, taken: dict[str, dict[int, int]]) -> None:
     domain = (
         table["domain"]
         .combine_chunks()
-        .take(pa.array(np.repeat(np.arange(table.num_rows), counts.to_numpy())))
+        .take(column(np.repeat(np.arange(table.num_rows), counts.to_numpy())))
     )
     flat = spans.flatten()
     pieces = pa.table({"domain": domain, "epoch": flat.field("epoch"), "n": flat.field("length")})

@@ -11,7 +11,7 @@ from mixc_kernels.best_fit import best_fit
 from numpy.typing import NDArray
 
 from mixc.rows.borders import Borders
-from mixc.rows.stream import DomainStream, Spans, count_up, join_spans
+from mixc.rows.stream import DomainStream, Spans, count_up, each_of, join_spans
 from mixc.rows.weights import DocumentWeights
 from mixc.store.store import Store
 
@@ -76,8 +76,8 @@ class PackedStream(DomainStream):
     def spans(self, rows: Index) -> Spans:
         """The pieces of documents in rows (numbers in the stream, int64[n])."""
         epochs, parts = self._borders.holding(rows), []
-        for epoch in np.unique(epochs).tolist():
-            mine, packed = np.flatnonzero(epochs == epoch), self._rows(epoch)
+        for epoch, mine in each_of(epochs):
+            packed = self._rows(epoch)
             local = rows[mine] - self._borders.one(epoch)[0]
             count = packed.first[local + 1] - packed.first[local]
             piece = np.repeat(packed.first[local], count) + count_up(count)

@@ -5,6 +5,7 @@ Nothing of the stream is stored. Where any row of it comes from follows from the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from threading import Semaphore
@@ -148,9 +149,8 @@ class DomainStream:
         """
         rows = np.empty(len(positions), np.int64)
         epochs = self._borders.holding((positions + 1) * self._step - 1)
-        for epoch in np.unique(epochs):
-            mine = epochs == epoch
-            first, order = self._deck_order(int(epoch))
+        for epoch, mine in each_of(epochs):
+            first, order = self._deck_order(epoch)
             rows[mine] = order[positions[mine] - first].astype(np.int64) + first
         return rows
 
@@ -171,9 +171,8 @@ class DomainStream:
         begin = np.maximum(first[row], base) - base
         end = np.minimum(last[row], self._borders.begin(epoch + 1)) - base
         parts = []
-        for number in np.unique(epoch):
-            mine = np.flatnonzero(epoch == number)
-            parts.append(self._within(int(number), row[mine], begin[mine], end[mine]))
+        for number, mine in each_of(epoch):
+            parts.append(self._within(number, row[mine], begin[mine], end[mine]))
         return join_spans(parts)
 
     def _within(self, number: int, row: Index, begin: Index, end: Index) -> Spans:
@@ -244,6 +243,15 @@ def within_rows(row: Index, length: Index) -> Index:
     begin = targets(length)
     first = np.concatenate([np.ones(len(row[:1]), bool), row[1:] != row[:-1]])
     return begin - begin[np.maximum.accumulate(np.where(first, np.arange(len(row)), 0))]
+
+
+def each_of(epochs: Index) -> Iterator[tuple[int, Index]]:
+    """Each of a few epochs, and where it stands: everywhere, as a rule."""
+    if len(epochs) and epochs.min() == epochs.max():
+        yield int(epochs[0]), np.arange(len(epochs))
+        return
+    for epoch in np.unique(epochs).tolist():
+        yield epoch, np.flatnonzero(epochs == epoch)
 
 
 def targets(lengths: Index) -> Index:

@@ -29,7 +29,7 @@ _MEMORY = "out of memory, perhaps: try fewer --workers; finished work is kept"
 
 
 class Crew:
-    """Workers: processes that start at once, or, of one, this process itself.
+    """Workers: processes that start at once, or, of one, this process itself unless `apart`.
 
     The workers are forked from one fresh process, a spawned one without threads of its own, after
     it has called `first`: what that loads is loaded once and shared by all. It is a head start and
@@ -39,7 +39,9 @@ class Crew:
     another and are taken to their end. Raises MX046 if a worker cannot be started, or dies.
     """
 
-    def __init__(self, workers: int, first: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self, workers: int, first: Callable[[], object] | None = None, *, apart: bool = False
+    ) -> None:
         self.workers = max(1, workers)
         self._context: Any = None
         self._setup: tuple[Callable[..., Any], tuple[object, ...]] | None = None
@@ -48,7 +50,7 @@ class Crew:
         # A message may be large, and its reader not be ready: nobody waits for that here.
         self._sender = ThreadPoolExecutor(1)
         self._sent: list[Future[None]] = []
-        if workers > 1:
+        if workers > 1 or apart:
             try:
                 self._spawn(first)
             except OSError as error:

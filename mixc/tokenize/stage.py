@@ -32,6 +32,8 @@ from mixc.tokenize.unit import Made, UnitTask, make_worker, stage_unit, tokenize
 from mixc.tokenize.units import ALGORITHM, plan_units, useful_workers
 from mixc.tokenize.verdicts import choose, condemn, condemned, likely
 
+_LONG_BYTES = 256 << 20
+
 
 @dataclass(frozen=True)
 class TokenizePlan:
@@ -96,7 +98,10 @@ def tokenize(recipe: Recipe, *, workers: int) -> Store:
         engine = likely(recipe.tokenizer, raw.sha256, raw.special_tokens, _verdicts(root))
         # The engine is loaded while the tokenizer is looked at.
         load = partial(load_early, engine, raw.json, mode_of(raw.special_tokens))
-        with local.Crew(min(workers, useful_workers(todo.inputs)), load) as crew:
+        workers = min(workers, useful_workers(todo.inputs))
+        # Of long runs even one worker is a process by itself: it holds what it needs and no more.
+        apart = sum(item.bytes for item in todo.inputs) > _LONG_BYTES
+        with local.Crew(workers, load, apart=apart) as crew:
             file = raw.describe()
             crew.prepare(make_worker, file, staging, engine)
             sources = _tokenized(recipe, todo, file, staging, crew)

@@ -207,6 +207,14 @@ def test_what_is_loaded_first_is_loaded_once_and_shared_by_all():
     assert LOADED == []
 
 
+def test_one_worker_may_be_a_process_by_itself():
+    with local.Crew(1, load, apart=True) as crew:
+        crew.prepare(context, 0)
+        ((worker, first),) = set(crew.run(loaded, [1, 2], lambda amount: None))
+    assert worker != os.getpid() and first[0] != worker
+    assert crew.workers == 1
+
+
 def test_a_head_start_that_fails_is_no_error():
     with local.Crew(2, fail_to_load) as crew:
         crew.prepare(context, 1)

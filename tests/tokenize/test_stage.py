@@ -364,16 +364,18 @@ def test_staged_work_that_is_damaged_is_done_again(three):
 # What makes no difference
 
 
-def test_the_number_of_workers_makes_no_difference(tmp_path, alone):
+def test_the_number_of_workers_makes_no_difference(tmp_path, alone, monkeypatch):
     trees = []
-    for workers in (1, 2, 5):
-        folder = tmp_path / str(workers)
+    # Of long runs a single worker, too, is a process by itself.
+    for workers, long in ((1, 1 << 30), (1, 0), (2, 0), (5, 0)):
+        monkeypatch.setattr("mixc.tokenize.stage._LONG_BYTES", long)
+        folder = tmp_path / f"{workers}.{long}"
         for number in range(6):
             write_jsonl(folder / f"web/{number}.jsonl", texts(number, 15))
         domains = {"web": {"paths": ["web/*"]}, "code": texts(8, 40), "same": texts(8, 40)}
         store = tokenize(load(write_recipe(folder, domains)), workers=workers)
         trees.append(tree(store.root))
-    assert trees[0] == trees[1] == trees[2]
+    assert trees[0] == trees[1] == trees[2] == trees[3]
     assert len(trees[0]) == 3 + 8
 
 

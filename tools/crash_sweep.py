@@ -2,6 +2,7 @@
 
     python tools/crash_sweep.py RECIPE tokenize --older holdout.fraction=0.3
     python tools/crash_sweep.py RECIPE build-mixture --older seed=1 --fault ENOSPC --stride 5
+    python tools/crash_sweep.py RECIPE build-mixture --also=--decks --also=--gather=two-pass
 
 The workdir is brought to an older state (by the overrides `--older`), then the command is run
 with one fault: killed by SIGKILL, or given ENOSPC or EIO, at the n-th call of one kind. Afterwards
@@ -43,6 +44,7 @@ class Sweep:
     command: str
     older: tuple[str, ...]
     folder: Path
+    also: tuple[str, ...] = ()
     said: list[str] = field(default_factory=list)
 
     @property
@@ -56,7 +58,8 @@ class Sweep:
         for one in (*sets, f"workdir={self.workdir}"):
             line += ["-s", one]
         workers = [] if command == "solve-weights" else ["--workers", "1"]
-        done = subprocess.run(line + workers, capture_output=True, text=True, check=False)
+        also = self.also if command == self.command else ()
+        done = subprocess.run([*line, *workers, *also], capture_output=True, text=True, check=False)
         self.said.append(done.stderr)
         return done.returncode
 
@@ -94,13 +97,13 @@ def _set() -> str:
 
 
 def fingerprint(workdir: Path) -> str:
-    """A hash of all outputs; control files and unlisted trajectories do not count."""
+    """A hash of all outputs; control files, decks and unlisted trajectories do not count."""
     weights = workdir / "weights.json"
     listed = weights.read_text() if weights.exists() else ""
     state = hashlib.sha256()
     for path in sorted(path for path in workdir.rglob("*") if path.is_file()):
         unlisted = path.name.startswith("trajectory-") and path.name not in listed
-        if ".mixc" not in path.parts and not unlisted:
+        if not {".mixc", "decks"} & set(path.parts) and not unlisted:
             state.update(str(path.relative_to(workdir)).encode() + b"\0" + path.read_bytes())
     return state.hexdigest()
 
@@ -134,6 +137,7 @@ def main() -> int:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("command", choices=STAGES)
     parser.add_argument("--older", action="append", default=[], help="override of the old state")
+    parser.add_argument("--also", action="append", default=[], help="one more word of the command")
     parser.add_argument("--fault", choices=INJECT, default="kill")
     parser.add_argument("--stride", type=int, default=1, help="fail every N-th call alone")
     arguments = parser.parse_args()
@@ -141,8 +145,8 @@ def main() -> int:
         parser.error("strace is not installed")
     bad = tried = 0
     with tempfile.TemporaryDirectory() as folder:
-        older = tuple(arguments.older)
-        sweep = Sweep(arguments.recipe.absolute(), arguments.command, older, Path(folder))
+        older, also = tuple(arguments.older), tuple(arguments.also)
+        sweep = Sweep(arguments.recipe.absolute(), arguments.command, older, Path(folder), also)
         states = sweep.prepare()
         for call, n in points(sweep.count(), arguments.fault, arguments.stride):
             wrong = bad_state(sweep, states, f"{call}:{INJECT[arguments.fault]}:when={n}")

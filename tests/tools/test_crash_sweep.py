@@ -24,18 +24,19 @@ def recipe(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("command", "older", "fault", "stride"),
+    ("command", "older", "fault", "stride", "also"),
     [
-        ("tokenize", "holdout.fraction=0.3", "kill", 17),
-        ("tokenize", "holdout.fraction=0.3", "EIO", 17),
-        ("solve-weights", "solve.temperature.temperature=2.0", "kill", 5),
-        ("build-mixture", "seed=1", "kill", 29),
-        ("build-mixture", "seed=1", "ENOSPC", 41),
+        ("tokenize", "holdout.fraction=0.3", "kill", 17, []),
+        ("tokenize", "holdout.fraction=0.3", "EIO", 17, []),
+        ("solve-weights", "solve.temperature.temperature=2.0", "kill", 5, []),
+        ("build-mixture", "seed=1", "kill", 29, []),
+        ("build-mixture", "seed=1", "ENOSPC", 41, []),
+        ("build-mixture", "mixture.rows=50", "kill", 31, ["--decks", "--gather=two-pass"]),
     ],
 )
-def test_no_fault_leaves_a_bad_state(recipe, command, older, fault, stride):
+def test_no_fault_leaves_a_bad_state(recipe, command, older, fault, stride, also):
     line = [sys.executable, TOOL, recipe, command, "--older", older]
-    line += ["--fault", fault, "--stride", str(stride)]
+    line += ["--fault", fault, "--stride", str(stride), *(f"--also={one}" for one in also)]
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     tried, rest = done.stdout.removeprefix(f"{command}: ").split(" ", 1)

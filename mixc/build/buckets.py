@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from math import isqrt
 from pathlib import Path
 from threading import Lock
@@ -92,10 +91,16 @@ class Buckets:
         return Origin(self._take(bucket), np.zeros(len(at), np.int64), at)
 
     def _groups(self, tasks: Iterable[BlockTask]) -> Iterator[list[BlockTask]]:
-        waiting, held = iter(tasks), self._builder.dtype.itemsize * self._builder.seq_len
-        while first := list(islice(waiting, 1)):
-            each = max(1, self._size // (held * len(first[0].labels)))
-            yield first + list(islice(waiting, each - 1))
+        held, group = 0, list[BlockTask]()
+        for task in tasks:
+            size = len(task.labels) * self._builder.seq_len * self._builder.dtype.itemsize
+            if group and held + size > self._size:
+                yield group
+                held, group = 0, []
+            held += size
+            group.append(task)
+        if group:
+            yield group
 
     def _ask(self, group: tuple[int, Sequence[BlockTask]]) -> list[int]:
         """Note what the blocks of a bucket take from each window, and keep room for it."""

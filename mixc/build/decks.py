@@ -11,6 +11,7 @@ gathered from documents. Nothing is trusted: rows count once the digest of their
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from mixc.writers.sequences import StreamSpec
 
 Index = NDArray[np.int64]
 _JOURNAL = "blocks.jsonl"
+_KEY, _OURS = re.compile("[0-9a-f]{32}"), re.compile(r"\d+\.bin|blocks\.jsonl")
 _Written = dict[tuple[int, int], tuple[int, str]]  # rows and digest, by domain and block
 
 
@@ -112,10 +114,12 @@ class Decks:
                 number += 1
 
     def _make_room(self) -> None:
-        """Remove the decks of other rows."""
+        """Remove the decks of other rows. Raises MX043 if a link stands where decks are kept."""
         root = self._folder.parent
-        for other in root.iterdir() if root.exists() else ():
-            if other != self._folder:
+        held = self._folder.iterdir() if self._folder.is_dir() else ()
+        commit.refuse_links([root, self._folder, *held])
+        for other in root.iterdir() if root.is_dir() else ():
+            if other != self._folder and _are_decks(other):
                 commit.remove(other)
 
     def _held(self, written: _Written) -> Index:
@@ -137,7 +141,7 @@ class Decks:
                 domain, block, rows = (int(said[name]) for name in ("domain", "block", "rows"))
                 if 0 <= domain < self._domains and 0 < rows <= self._block_rows:
                     found[domain, block] = rows, str(said["xxh3"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError):
                 continue  # torn by a kill: that block is made again
         return found
 
@@ -152,3 +156,10 @@ class Decks:
 
     def _path(self, domain: int) -> Path:
         return self._folder / f"{domain}.bin"
+
+
+def _are_decks(folder: Path) -> bool:
+    """Whether a folder is one of ours, and nobody has put anything else there."""
+    if folder.is_symlink() or not folder.is_dir() or not _KEY.fullmatch(folder.name):
+        return False
+    return all(_OURS.fullmatch(path.name) for path in folder.iterdir())

@@ -233,8 +233,8 @@ def _foresee(site: _Site, reused: Sequence[str], *, anew: bool) -> None:
     """
     plan, skipped = site.plan, {*reused, *([] if anew else ["stream"])}
     needed = sum(size for name, size in plan.disk_bytes().items() if name not in skipped)
-    if anew and two_passes(site.gather, plan, site.store):
-        needed += plan.bytes
+    if anew and site.cluster is None and not site.decks and not reused:
+        needed += plan.bytes * two_passes(site.gather, plan, site.store)
     free = free_bytes(site.stream)
     if needed > free:
         raise MixcError(
@@ -328,7 +328,7 @@ def _read_journal(path: Path) -> dict[int, str]:
             try:
                 entry = json.loads(line)
                 known[int(entry["block"])] = str(entry["xxh3"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError):
                 continue  # torn by a kill: that block is made again
     return known
 

@@ -62,7 +62,7 @@ def locked(output: Path) -> Iterator[Path]:
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         staging = output.parent / CONTROL / output.name / "staging"
         for folder, folders, files in os.walk(staging.parent):
-            _refuse_links(Path(folder, name) for name in (*folders, *files))
+            refuse_links(Path(folder, name) for name in (*folders, *files))
         with writing(staging):
             staging.mkdir(exist_ok=True)
         yield staging
@@ -78,7 +78,7 @@ def reading(output: Path) -> Iterator[None]:
 @contextmanager
 def _lock(output: Path, kind: int) -> Iterator[int]:
     control = output.parent / CONTROL / output.name
-    _refuse_links((control.parent, control))
+    refuse_links((control.parent, control))
     with writing(control):
         control.mkdir(parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -90,7 +90,8 @@ def _lock(output: Path, kind: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _refuse_links(paths: Iterable[Path]) -> None:
+def refuse_links(paths: Iterable[Path]) -> None:
+    """Raise MX043 if one of them is a symbolic link: it would lead the work elsewhere."""
     for path in paths:
         if path.is_symlink():
             raise MixcError(

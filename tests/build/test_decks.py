@@ -16,6 +16,7 @@ from build_helpers import (
 
 from mixc import pipeline
 from mixc.build import blocks, buckets
+from mixc.errors import MixcError
 from mixc.recipe import load
 from mixc.store import commit
 
@@ -102,6 +103,28 @@ def test_decks_of_other_rows_make_room(tmp_path):
     assert old.name != new.name
 
 
+def test_what_is_not_ours_stays(tmp_path):
+    """Whoever keeps slides in a folder of that name keeps them."""
+    (tmp_path / "out/decks" / ("0" * 32)).mkdir(parents=True)
+    for name in ("slides.txt", "0" * 32 + "/slides.txt"):
+        (tmp_path / "out/decks" / name).write_text("mine")
+    make_store(tmp_path, CORPUS, mixture=MIXTURE | {"weights": FIRST}, holdout=HELD)
+    build(tmp_path)
+    assert len(list((tmp_path / "out/decks").rglob("slides.txt"))) == 2
+
+
+@pytest.mark.parametrize("where", ["decks", "key", "file"])
+def test_links_are_not_followed(tmp_path, where):
+    build(tmp_path)
+    (folder,) = (tmp_path / "out/decks").iterdir()
+    link = {"decks": folder.parent, "key": folder, "file": folder / "0.bin"}[where]
+    link.rename(tmp_path / "elsewhere")
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(MixcError, match="link") as caught:
+        build(tmp_path, weights=SECOND)
+    assert caught.value.code == "MX043"
+
+
 @pytest.mark.parametrize("how", ["changed", "cut", "gone", "journal"])
 def test_damage_is_noticed(tmp_path, gathered, how):
     build(tmp_path / "a")
@@ -117,6 +140,7 @@ def test_damage_is_noticed(tmp_path, gathered, how):
         path.unlink()
     else:
         lines = '{"domain": 77, "block": 0, "rows": 9, "xxh3": ""}\n{"domain": 2, "block": -1\n[]\n'
+        lines += '{"domain": 1e999, "block": 0, "rows": 9, "xxh3": ""}\n'
         huge = '{"domain": 1, "block": 3, "rows": 999999999999, "xxh3": "0"}\n'
         (folder / "blocks.jsonl").write_text(lines + huge)
     gathered.clear()

@@ -2,6 +2,7 @@
 
 import os
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,6 +133,19 @@ def test_only_blocks_that_are_not_staged_go_through_buckets(tmp_path, monkeypatc
     monkeypatch.setattr(buckets.Buckets, "fill", spy)
     assert tree_hash(build(tmp_path / "two", "two-pass").root) == expected
     assert asked == list(range(6, 14))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 200))
+def test_buckets_hold_what_they_may(sizes, most):
+    """Short blocks may stand anywhere: decks end with one each."""
+    builder = SimpleNamespace(seq_len=2, dtype=np.dtype(np.uint8))
+    made = SimpleNamespace(_builder=builder, _size=most)
+    tasks = [SimpleNamespace(labels=np.zeros(size, np.uint16)) for size in sizes]
+    groups = list(buckets.Buckets._groups(made, tasks))
+    assert [task for group in groups for task in group] == tasks
+    for group in groups:
+        assert len(group) == 1 or sum(2 * len(task.labels) for task in group) <= most
 
 
 @settings(max_examples=200, deadline=None)

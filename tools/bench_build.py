@@ -35,7 +35,10 @@ from bench.peers import install, versions
 from bench.tables import busy, table
 from bench.token_store import make_recipe, make_store
 
+from mixc import pipeline
 from mixc.build.held import staged_sequences
+from mixc.build.memory import memory_bytes
+from mixc.build.plan import make_plan
 from mixc.recipe import Recipe
 from mixc.registry import WRITERS
 from mixc.store.store import Store, open_store
@@ -197,6 +200,13 @@ def build_all(bench: Bench) -> dict[str, Any]:
     return job
 
 
+def planned_memory(recipe: Recipe, workers: int) -> int:
+    """What `mixc plan` says of memory, in bytes."""
+    store = open_store(recipe.workdir_path / "store")
+    plan = make_plan(recipe, store, pipeline.mixture_stages(recipe, store))
+    return memory_bytes(plan, store, workers=workers)
+
+
 def give_domain(store: Store, name: str, folder: Path, seq_len: int) -> None:
     """A domain as Megatron-LM takes it, and as datasets does."""
     say(f"{name} for the peers ...")
@@ -238,7 +248,8 @@ def _about(about: dict[str, Any]) -> str:
         f"{machine['load_after']:.1f} at the end.",
         f"{about['bytes'] / 1e9:.2f} GB: {about['rows']:,} rows of {about['seq_len']} tokens, "
         f"from {about['domains']} domains; "
-        f"{about['workers']} workers, {about['repeat']} runs each.",
+        f"{about['workers']} workers, {about['repeat']} runs each; "
+        f"the plan says about {about['plan_mb']:.0f} MB of memory.",
         *busy(machine),
     ]
     for name, found in about["versions"].items():
@@ -266,11 +277,11 @@ def _writes(about: dict[str, Any]) -> str:
                 f"{about['bytes'] / 1e6 / median(walls):,.0f}",
                 f"{median(run['cpu'] for run in mine):.2f}",
                 f"{max(run['largest_mb'] for run in mine):.0f}",
-                f"{max(run['tree_mb'] for run in mine):.0f}",
+                f"{max(run['own_mb'] for run in mine):.0f}",
                 _spread([a / b for a, b in zip(walls, ours, strict=False)]),
             )
         )
-    titles = ("writing", "wall s", "rows/s", "MB/s", "CPU s", "largest MB", "tree MB")
+    titles = ("writing", "wall s", "rows/s", "MB/s", "CPU s", "largest MB", "own MB")
     return table((*titles, "to mixc's wall"), lines)
 
 
@@ -296,7 +307,7 @@ _LEGEND = (
     "the whole command, start-up included: median (smallest to largest); ratios within each turn",
     "mixc: nanogpt and megatron, two names of one file, hashed, synced, with rows.parquet",
     "memory: the largest process's resident set at its height, mapped pages of files included, "
-    "and the whole tree's proportional sets (PSS), looked at every 0.25 s",
+    "and what the whole tree holds without them (RssAnon), looked at every 0.25 s",
     "first row: from the reader's making to its first row, imports left out",
 )
 
@@ -347,6 +358,7 @@ def main() -> int:
             formats=OWN["mixc"],
         )
         make_store(recipe, arguments.gigabytes)
+        planned = planned_memory(recipe, arguments.workers)
         bench = Bench(arguments, folder, recipe, python)
         job = build_all(bench)
         write_all(bench)
@@ -356,6 +368,7 @@ def main() -> int:
     known = {"mixc": Path(sys.executable)} | ({} if python is None else {"trainers": python})
     about |= {
         "bytes": size,
+        "plan_mb": planned / 1e6,
         "domains": arguments.domains,
         **{key: getattr(arguments, key) for key in ("seq_len", "workers", "repeat")},
         "rows": job["rows"],

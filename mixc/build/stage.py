@@ -123,7 +123,6 @@ def _make(site: _Site) -> dict[str, Any]:
     if reuse is not None and reuse.blocks and anew and not linked:
         reuse.stage(plan, stream)
     staged = _gather(site, labels, {} if reuse is None else reuse.blocks)
-    commit.sync(stream)
     lengths = np.broadcast_to(np.int64(plan.row_len), plan.rows)
     export = Exporter(plan, site.tree, {stream: staged.xxh3}, reuse, workers=site.workers)
     numbers = labels.astype(label_dtype(len(plan.domains)), copy=False)
@@ -132,6 +131,8 @@ def _make(site: _Site) -> dict[str, Any]:
     )
     there = {} if reuse is None else reuse.mixture.manifest
     formats = export("", rows_of, "train", there["formats"] if reuse and reuse.all else {})
+    if stream.stat().st_nlink > 1:  # it is a format's file; else it is removed
+        commit.sync(stream)
     for name, entry in formats.items():
         entry["how_to_load"] = WRITERS[name].load().how_to_load(plan.spec)
     held = _hold_out(site, export, there.get("holdout", _NOTHING))

@@ -23,7 +23,8 @@ _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 @dataclass(frozen=True)
 class Usage:
     """Seconds of wall and of CPU (user + sys, all processes). Memory in MB, looked at each 0.25 s:
-    the largest process's resident set at its height, and the sum of the tree's shares (PSS).
+    the largest process's resident set at its height, the sum of the tree's shares (PSS), and of
+    its own memory, without pages of files, which the system may take back (RssAnon).
     """
 
     code: int
@@ -31,6 +32,7 @@ class Usage:
     cpu: float
     largest_mb: float
     tree_mb: float
+    own_mb: float
 
 
 def measure(
@@ -44,7 +46,7 @@ def measure(
     CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
     before = set(_children(os.getpid(), _parents()))
     line = ["taskset", "-c", ",".join(map(str, chosen)), *command]
-    memory, done = [0.0, 0.0], threading.Event()
+    memory, done = [0.0, 0.0, 0.0], threading.Event()
     with log.open("wb") as output:
         start = time.perf_counter()
         process = subprocess.Popen(line, stdout=output, stderr=output, env=env, cwd=cwd)
@@ -82,6 +84,7 @@ def _watch(root: int, memory: list[float], done: threading.Event) -> None:
         sizes = [(_kb(pid, "status", "VmHWM"), _kb(pid, "smaps_rollup", "Pss")) for pid in tree]
         memory[0] = max(memory[0], *(size for size, _ in sizes))
         memory[1] = max(memory[1], sum(share for _, share in sizes))
+        memory[2] = max(memory[2], sum(_kb(pid, "status", "RssAnon") for pid in tree))
 
 
 def _parents() -> dict[int, int]:

@@ -28,8 +28,8 @@ from pathlib import Path
 from mixc.recipe import load
 
 CALLS = (
-    "fallocate", "fsync", "ftruncate", "link", "linkat", "mkdir", "mkdirat", "pwrite64", "rename",
-    "renameat", "renameat2", "rmdir", "unlink", "unlinkat", "write",
+    "fallocate", "fsync", "ftruncate", "link", "linkat", "mkdir", "mkdirat", "pwrite64", "pwritev",
+    "rename", "renameat", "renameat2", "rmdir", "unlink", "unlinkat", "write",
 )  # fmt: skip
 STAGES = ("tokenize", "solve-weights", "build-mixture")
 INJECT = {"kill": "signal=KILL", "ENOSPC": "error=ENOSPC", "EIO": "error=EIO"}

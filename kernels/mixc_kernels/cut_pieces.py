@@ -11,19 +11,19 @@ Narrow = NDArray[np.uint32] | Index
 
 
 def cut_pieces(
-    ends: Index, order: Narrow, lengths: Narrow, begin: Index, end: Index
+    ends: Index, order: Narrow, begin: Index, end: Index
 ) -> tuple[Index, Index, Index, Index]:
     """The spans that pieces `begin[i]` to `end[i]` of a stream are made of, in order.
 
-    The stream is documents end to end: the n-th is number `order[n]`, of `lengths[order[n]]`
-    tokens, all at least one, and ends at `ends[n]`. All are int64, `order` and `lengths` perhaps
-    uint32; pieces are not empty and lie within the stream. Of each span: its piece, its
-    document's number, its first token in the document, and its length, int64[m].
+    The stream is documents end to end: the n-th is number `order[n]`, has at least one token, and
+    ends at `ends[n]`. All are int64, `order` perhaps uint32; pieces are not empty and lie within
+    the stream. Of each span: its piece, its document's number, its first token in the document,
+    and its length, int64[m].
     """
     first, count = np.empty(len(begin), np.int64), np.empty(len(begin), np.int64)
     size = _count_pieces(ends, begin, end, first, count)
     out = tuple(np.empty(size, np.int64) for _ in range(4))
-    _cut_pieces(ends, order, lengths, begin, end, first, count, *out)
+    _cut_pieces(ends, order, begin, end, first, count, *out)
     return out[0], out[1], out[2], out[3]
 
 
@@ -63,7 +63,6 @@ def _count_pieces(
 def _cut_pieces(
     ends: Index,
     order: Narrow,
-    lengths: Narrow,
     begin: Index,
     end: Index,
     first: Index,
@@ -75,21 +74,22 @@ def _cut_pieces(
 ) -> None:  # pragma: no cover - compiled
     at = 0
     for i in range(len(begin)):
+        document_begin = ends[first[i] - 1] if first[i] else 0
         for place in range(first[i], first[i] + count[i]):
-            number = order[place]
-            document_begin = ends[place] - lengths[number]
-            from_ = max(begin[i] - document_begin, 0)
-            piece[at], document[at], start[at] = i, number, from_
-            length[at] = min(end[i] - document_begin, lengths[number]) - from_
+            from_ = max(begin[i], document_begin)
+            piece[at], document[at], start[at] = i, order[place], from_ - document_begin
+            length[at] = min(end[i], ends[place]) - from_
+            document_begin = ends[place]
             at += 1
 
 
 def cut_pieces_reference(
-    ends: Index, order: Index, lengths: Index, begin: Index, end: Index
+    ends: Index, order: Index, begin: Index, end: Index
 ) -> tuple[Index, Index, Index, Index]:
     """The same token by token: for tests."""
-    document = np.repeat(order, lengths[order])[: ends[-1]]
-    within = np.concatenate([np.arange(lengths[number]) for number in order])
+    lengths = np.diff(ends, prepend=0)
+    document = np.repeat(order, lengths)
+    within = np.concatenate([np.arange(length) for length in lengths])
     spans: list[list[int]] = []
     for i, (first, last) in enumerate(zip(begin, end, strict=True)):
         for n in range(first, last):

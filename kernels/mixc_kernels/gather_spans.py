@@ -33,6 +33,18 @@ def make_pool(values: Sequence[NDArray[Any]]) -> Pool:
     return Pool(tuple(values), addresses, np.array([len(one) for one in values], np.int64))
 
 
+def span_addresses(pool: Pool, source: Index, starts: Index, lengths: Index) -> NDArray[np.uint64]:
+    """Where in memory spans begin: `lengths[i]` values from `starts[i]` on of
+    `pool.values[source[i]]`. All int64[n]. Raises IndexError if one leaves its array.
+    """
+    if len(source) and (source.min() < 0 or source.max() >= len(pool.sizes)):
+        raise IndexError("there is no such shard")
+    if np.any((starts < 0) | (lengths < 0) | (starts > pool.sizes[source] - lengths)):
+        raise IndexError("a span leaves the shard")
+    width = np.uint64(pool.values[0].itemsize if pool.values else 1)
+    return pool.addresses[source] + starts.astype(np.uint64) * width
+
+
 def gather_spans(
     pool: Pool, source: Index, starts: Index, targets: Index, lengths: Index, out: NDArray[Any]
 ) -> None:
@@ -79,10 +91,3 @@ def gather_spans_reference(
     """The same in plain numpy: for tests."""
     for number, start, target, length in zip(source, starts, targets, lengths, strict=True):
         out[target : target + length] = pool.values[number][start : start + length]
-
-
-@numba.njit(cache=True, nogil=True)
-def widen(values: NDArray[Any], out: NDArray[np.uint32]) -> None:  # pragma: no cover - compiled
-    """Copy tokens into as many uint32, `out`. numpy's casting takes half as long again."""
-    for i in range(len(out)):
-        out[i] = values[i]

@@ -46,7 +46,8 @@ class Builder:
 
     `locks` has one for each domain's stream. `columns` are those of every shard, domain by domain:
     of domain d from shard `first_shard[d]` on, int64[K]; `first_document` is the number in its
-    domain of each shard's first document, int64[shards].
+    domain of each shard's first document, int64[shards]. `padding` is a row of ends of text.
+    `turn` is had by who writes: a file takes one at a time, and who waits there uses a core.
     """
 
     domains: tuple[str, ...]
@@ -57,8 +58,9 @@ class Builder:
     first_document: Index
     seq_len: int
     dtype: np.dtype[Any]
-    eot_id: int
+    padding: NDArray[Any]
     path: Path
+    turn: Lock
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,9 @@ def make_builder(
         first_document=np.concatenate([one.first_document[:-1] for one in streams]),
         seq_len=supply.layout.seq_len,
         dtype=store.dtype,
-        eot_id=store.eot_id,
+        padding=np.full(supply.layout.seq_len, store.eot_id, store.dtype),
         path=path,
+        turn=Lock(),
     )
 
 

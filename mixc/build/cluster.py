@@ -73,7 +73,6 @@ def _make_builder(
 
 def _build(builder: Builder, task: BlockTask, report: Report) -> BlockDone:  # noqa: ARG001
     """A block, done only when the file's server has it: a node may die right after."""
-    buffer = np.empty(len(task.labels) * builder.seq_len, builder.dtype)
-    done = build_block(builder, task, buffer)
+    done = build_block(builder, task)
     commit.sync(builder.path)
-    return replace(done, tokens=buffer[:0])
+    return replace(done, tokens=np.empty(0, builder.dtype))

@@ -15,7 +15,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -67,16 +66,10 @@ class Decks:
         for domain, count in enumerate(total.tolist()):
             commit.reserve(self._path(domain), count * self._width)
         find = choose(task for task in self._tasks(total, written) if task.known is None)
-        free = SimpleQueue[NDArray[Any]]()
-        for _ in range(workers + 1):
-            free.put(np.empty(self._block_rows * builder.seq_len, builder.dtype))
 
         def place(task: BlockTask) -> tuple[BlockTask, str]:
-            buffer, domain = free.get(), int(task.labels[0])
-            mine = replace(builder, path=self._path(domain))
-            digest = place_tokens(mine, task, buffer, find)
-            free.put(buffer)
-            return task, digest
+            mine = replace(builder, path=self._path(int(task.labels[0])))
+            return task, place_tokens(mine, task, find)[0]
 
         tasks = self._tasks(total, written)
         with progress.task("fill decks", int(total.sum()), "rows") as bar:

@@ -1,30 +1,27 @@
-"""The tokens of output blocks: copied from where they are found, hashed, written in their place.
+"""The tokens of output blocks: written from where they are found to their place, and hashed there.
 
-Workers are threads: what they do at length, copying, hashing, sorting and writing, holds no lock
-of Python's, and all share one copy of the documents' lengths and orders.
+Workers are threads: what they do at length, sorting, writing and hashing, holds no lock of
+Python's, and all share one copy of the documents' lengths and orders.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import xxhash
-from mixc_kernels.gather_spans import gather_spans, widen
+from mixc_kernels.gather_spans import span_addresses
 from numpy.typing import NDArray
 
 from mixc.build.blocks import BlockTask, Builder, Finder, Origin, from_store, sources_of
 from mixc.build.provenance import BlockRows, block_table, taken
 from mixc.engine.threads import in_order
-from mixc.rows.stream import within_rows
 from mixc.store import commit
 
-_HASH_TOKENS = 1 << 15
-_PIECE_TOKENS = 1 << 19  # copied, hashed and written while they are in a core's cache
+Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -43,123 +40,83 @@ class BlockDone:
 
 
 def build_blocks(
-    builder: Builder,
-    tasks: Iterable[BlockTask],
-    rows: int,
-    *,
-    workers: int,
-    find: Finder = from_store,
+    builder: Builder, tasks: Iterable[BlockTask], *, workers: int, find: Finder = from_store
 ) -> Iterator[BlockDone]:
-    """Stage every block, of `rows` rows at most; yield them in order.
-
-    Tokens are good until the next block is asked for.
-    """
-    free = SimpleQueue[NDArray[Any]]()
-    for _ in range(workers + (workers > 1)):
-        free.put(np.empty(rows * builder.seq_len, builder.dtype))
-
-    def build(task: BlockTask) -> tuple[BlockDone, NDArray[Any]]:
-        buffer = free.get()
-        return build_block(builder, task, buffer, find), buffer
-
-    for done, buffer in in_order(build, tasks, workers=workers):
-        yield done
-        free.put(buffer)
+    """Stage every block; yield them in order."""
+    yield from in_order(lambda task: build_block(builder, task, find), tasks, workers=workers)
 
 
-def build_block(
-    builder: Builder, task: BlockTask, buffer: NDArray[Any], find: Finder = from_store
-) -> BlockDone:
+def build_block(builder: Builder, task: BlockTask, find: Finder = from_store) -> BlockDone:
     """Stage a block, unless it is staged already, and say where its rows come from.
 
-    `buffer`, of at least the block's tokens, is overwritten; `find` says where tokens are read.
+    `find` says where tokens are read.
     """
     rows = sources_of(builder, task)
-    digest = place_tokens(builder, task, buffer, find, rows)
-    out = buffer[: len(task.labels) * builder.seq_len]
+    digest, tokens = place_tokens(builder, task, find, rows)
     table = block_table(rows, builder.domains)
     sums = taken(rows, len(builder.domains))
-    return BlockDone(task.number, len(task.labels), digest, out, table, sums)
+    return BlockDone(task.number, len(task.labels), digest, tokens, table, sums)
 
 
 def place_tokens(
-    builder: Builder,
-    task: BlockTask,
-    buffer: NDArray[Any],
-    find: Finder,
-    rows: BlockRows | None = None,
-) -> str:
-    """Put a block's tokens in `buffer` and in their place, unless they stand there; their digest.
+    builder: Builder, task: BlockTask, find: Finder, rows: BlockRows | None = None
+) -> tuple[str, NDArray[Any]]:
+    """Put a block's tokens in their place, unless they stand there; their digest, and they.
 
     `rows`: where the block's rows come from, if that is known.
     """
-    out = buffer[: len(task.labels) * builder.seq_len]
-    if task.known is not None and task.known == _staged_digest(builder, task, out):
-        return task.known
+    if task.known is not None:
+        offset, count = _place(builder, task)
+        tokens = np.fromfile(builder.path, builder.dtype, count, offset=offset)
+        if block_digest(tokens) == task.known:
+            return task.known, tokens
     rows = sources_of(builder, task) if rows is None else rows
-    return _write(builder, task, rows, find(builder, task, rows), out)
+    return _write(builder, task, rows, find(builder, task, rows))
+
+
+def _place(builder: Builder, task: BlockTask) -> tuple[int, int]:
+    """Where a block begins in its file, in bytes, and its tokens."""
+    count = len(task.labels) * builder.seq_len
+    return task.first * builder.seq_len * builder.dtype.itemsize, count
 
 
 def _write(
-    builder: Builder, task: BlockTask, rows: BlockRows, origin: Origin, out: NDArray[Any]
-) -> str:
-    """Put a block's tokens in place, piece by piece, and on the disk; their digest."""
-    seq_len, spans = builder.seq_len, rows.spans
-    full = int(spans.length.sum()) == len(out)
-    to = spans.row * seq_len + within_rows(spans.row, spans.length)
-    digest = BlockDigest()
-    step = max(1, _PIECE_TOKENS // seq_len)
-    for row in range(0, len(task.labels), step):
-        begin, piece = row * seq_len, out[row * seq_len : (row + step) * seq_len]
-        part = slice(*np.searchsorted(spans.row, [row, row + step]).tolist())
-        source, at, length = origin.source[part], origin.at[part], spans.length[part]
-        if not full:
-            piece.fill(builder.eot_id)
-        gather_spans(origin.pool, source, at, to[part] - begin, length, piece)
-        digest.update(piece)
-        offset = (task.first * seq_len + begin) * builder.dtype.itemsize
-        commit.write_at(builder.path, offset, piece.data.cast("B"))
-    commit.start_sync(builder.path, task.first * seq_len * out.itemsize, out.nbytes)
-    return digest.hexdigest()
+    builder: Builder, task: BlockTask, rows: BlockRows, origin: Origin
+) -> tuple[str, NDArray[Any]]:
+    """Put a block's tokens in place; their digest, and they.
+
+    They go from where they are found right to the file, and are hashed as they stand there.
+    """
+    offset, count = _place(builder, task)
+    width = builder.dtype.itemsize
+    row, length = rows.spans.row, rows.spans.length
+    addresses = span_addresses(origin.pool, origin.source, origin.at, length)
+    if int(length.sum()) < count:
+        row, addresses, length = _padded(builder, len(task.labels), row, addresses, length)
+    with builder.turn:
+        commit.write_from(builder.path, offset, addresses, length * width)
+    tokens = np.memmap(builder.path, builder.dtype, "r", offset, count)
+    return block_digest(tokens), tokens
 
 
-class BlockDigest:
-    """XXH3-128 of tokens as little-endian uint32, so that it does not depend on their type."""
-
-    def __init__(self) -> None:
-        self._state = xxhash.xxh3_128()
-        self._wide = np.empty(_HASH_TOKENS, "<u4")
-
-    def update(self, tokens: NDArray[Any]) -> None:
-        """Add tokens, flat."""
-        for start in range(0, len(tokens), _HASH_TOKENS):
-            part = tokens[start : start + _HASH_TOKENS]
-            wide = self._wide[: len(part)]
-            widen(part, wide)
-            self._state.update(wide.data)
-
-    def hexdigest(self) -> str:
-        """The digest, 32 hex digits."""
-        return self._state.hexdigest()
+def _padded(
+    builder: Builder, rows: int, row: Index, addresses: NDArray[np.uint64], length: Index
+) -> tuple[Index, NDArray[np.uint64], Index]:
+    """Spans of tokens, and behind those of each row what fills it up: the end of text."""
+    left = builder.seq_len - np.bincount(row, length, rows).astype(np.int64)
+    short = np.flatnonzero(left)
+    row = np.concatenate([row, short])
+    order = np.argsort(row, kind="stable")
+    padding = np.full(len(short), builder.padding.ctypes.data, np.uint64)
+    addresses = np.concatenate([addresses, padding])
+    return row[order], addresses[order], np.concatenate([length, left[short]])[order]
 
 
 def block_digest(tokens: NDArray[Any]) -> str:
-    """The digest of a block's tokens, flat."""
-    digest = BlockDigest()
-    digest.update(tokens)
-    return digest.hexdigest()
+    """The digest of a block: XXH3-128 of its tokens as they stand in the stream, flat."""
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(tokens).data)
 
 
 def stream_hash(digests: Sequence[str]) -> str:
     """The hash of the whole stream: XXH3-128 of its blocks' digests, end to end."""
     return xxhash.xxh3_128_hexdigest(b"".join(bytes.fromhex(digest) for digest in digests))
-
-
-def _staged_digest(builder: Builder, task: BlockTask, out: NDArray[Any]) -> str:
-    """The digest of what stands in the block's place, which is read into `out`."""
-    with builder.path.open("rb", buffering=0) as file:
-        file.seek(task.first * builder.seq_len * builder.dtype.itemsize)
-        view, done = out.data.cast("B"), 0
-        while count := file.readinto(view[done:]):
-            done += count
-    return block_digest(out)

@@ -20,7 +20,7 @@ from mixc.store.hashes import key_of
 from mixc.store.store import Store
 from mixc.writers.sequences import StreamSpec
 
-ALGORITHM = 1  # a change of what mixtures hold, from the same store and recipe, raises it
+ALGORITHM = 2  # a change of what mixtures hold, from the same store and recipe, raises it
 _BLOCK_TOKENS = 1 << 24
 _PROVENANCE_BYTES = 16  # of a row that is cut from a single document
 
@@ -82,6 +82,12 @@ class BuildPlan:
     def bytes(self) -> int:
         """Bytes of the token stream."""
         return self.spec.bytes
+
+    @property
+    def linked(self) -> bool:
+        """Whether a format may take the staged stream as its file, so that it is there to stay."""
+        writers = (WRITERS[name].load() for name in self.formats)
+        return any(int(writer.disk_bytes(self.spec)) < self.bytes for writer in writers)
 
     def disk_bytes(self) -> dict[str, int]:
         """What is staged, at least: the stream, provenance, and what formats take beside."""

@@ -22,13 +22,14 @@ from mixc.build.buckets import Buckets, bucket_bytes
 from mixc.build.decks import Decks
 from mixc.build.export import Exporter
 from mixc.build.gather import BlockDone, build_blocks, stream_hash
-from mixc.build.held import stage_held_out, stage_together, staged_sequences
+from mixc.build.held import HeldOut, stage_held_out, stage_together, staged_sequences
 from mixc.build.medium import two_passes
 from mixc.build.mixture import Mixture, open_mixture
 from mixc.build.plan import ALGORITHM, BuildPlan
 from mixc.build.reuse import Reuse
 from mixc.build.schedule import describe
 from mixc.engine.ray import Cluster
+from mixc.engine.threads import in_order
 from mixc.errors import MixcError, Place
 from mixc.registry import WRITERS
 from mixc.store import commit
@@ -37,6 +38,7 @@ from mixc.store.store import Store
 from mixc.writers.sequences import label_dtype
 
 _JOURNAL = "blocks.jsonl"
+_FILES_AT_ONCE = 8
 _NOTHING: dict[str, Any] = {"domains": {}, "formats": {}}
 
 
@@ -273,6 +275,9 @@ def _gather(site: _Site, labels: order.Labels, reused: Mapping[int, str]) -> _St
                 line = json.dumps({"block": done.number, "xxh3": done.digest})
                 commit.append_line(journal, line.encode())
             whole.update(done.tokens.data)
+            if plan.linked:
+                offset = done.number * plan.block_rows * plan.row_len * plan.spec.dtype.itemsize
+                commit.start_sync(stream, offset, done.tokens.nbytes)
             writer.add(done.table, done.taken, done.digest)
             bar.advance(done.rows)
     return _Staged(writer.digests, whole.hexdigest(), writer.taken, file.record(provenance.FILE))
@@ -302,7 +307,7 @@ def _blocks(site: _Site, labels: order.Labels, known: Mapping[int, str]) -> Iter
         find: Finder = decks.find
     else:
         find = choose(task for task in _tasks(plan, labels, known) if task.known is None)
-    yield from build_blocks(builder, tasks, plan.block_rows, workers=workers, find=find)
+    yield from build_blocks(builder, tasks, workers=workers, find=find)
     commit.remove(buckets)
 
 
@@ -363,21 +368,18 @@ def _hold_out(site: _Site, export: Exporter, there: Mapping[str, Any]) -> dict[s
     `there`: what the mixture that is there says of them, the same documents.
     """
     folder = site.work / "held"
-    held = {name: stage_held_out(site.store, name, folder) for name in site.plan.domains}
-    domains = {
-        name: {
-            "documents": one.documents,
-            "tokens": one.tokens,
-            "formats": export(
-                f"holdout/{name}",
-                one.sequences,
-                "val",
-                there["domains"].get(name, _NOTHING)["formats"],
-            ),
-        }
-        for name, one in held.items()
-        if one.documents
-    }
+
+    def stage(name: str) -> tuple[HeldOut, dict[str, Any]]:
+        one = stage_held_out(site.store, name, folder)
+        said = there["domains"].get(name, _NOTHING)["formats"]
+        formats = export(f"holdout/{name}", one.sequences, "val", said) if one.documents else {}
+        return one, {"documents": one.documents, "tokens": one.tokens, "formats": formats}
+
+    # Many small files, each waited for until it is on the disk, which takes many at a time.
+    staged = in_order(stage, site.plan.domains, workers=_FILES_AT_ONCE if site.workers > 1 else 1)
+    both = dict(zip(site.plan.domains, staged, strict=True))
+    held = {name: one for name, (one, _) in both.items()}
+    domains = {name: said for name, (one, said) in both.items() if one.documents}
     together = stage_together(held, folder / ".all.bin")
     return {
         "domains": domains,

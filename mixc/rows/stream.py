@@ -21,6 +21,7 @@ from mixc.rng import Stream
 from mixc.rows.borders import Borders
 from mixc.rows.columns import Columns, open_columns
 from mixc.rows.weights import ONE, DocumentWeights, draw
+from mixc.store.holdout import among
 from mixc.store.store import Store
 
 Index = NDArray[np.int64]
@@ -83,7 +84,7 @@ class DomainStream:
                 place=Place(str(store.root / domain)),
                 help="run `mixc verify` on the store",
             )
-        training = np.flatnonzero(~np.isin(ids, store.all_held_ids))
+        training = np.flatnonzero(~among(ids, store.all_held_ids))
         # There may be 10^9 documents: no more is held of each than must be.
         self.training, self.lengths = narrow(training), narrow(lengths[training])
         self.epoch_tokens = int(self.lengths.sum(dtype=np.int64))  # were all weights 1
@@ -178,7 +179,7 @@ class DomainStream:
     def _within(self, number: int, row: Index, begin: Index, end: Index) -> Spans:
         """The spans of pieces that lie in one epoch."""
         epoch = self._epoch(number)
-        piece, local, start, length = cut_pieces(epoch.ends, epoch.order, self.lengths, begin, end)
+        piece, local, start, length = cut_pieces(epoch.ends, epoch.order, begin, end)
         epochs = np.full(len(piece), number)
         document = self.training[local].astype(np.int64)
         return Spans(row[piece], epochs, document, start, length)

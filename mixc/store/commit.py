@@ -23,8 +23,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import xxhash
+from numpy.typing import NDArray
 
 from mixc.errors import MixcError, Place
 from mixc.store.hashes import FileRecord
@@ -33,6 +35,10 @@ CONTROL = ".mixc"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _SYNC_WRITE = 2  # SYNC_FILE_RANGE_WRITE
 _PIECE = 1 << 20
+_VECTORS = 1024  # as many as POSIX systems take at a time
+_PWRITEV = ctypes.CDLL(None, use_errno=True).pwritev
+_PWRITEV.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
+_PWRITEV.restype = ctypes.c_ssize_t
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EXDEV)
 
 
@@ -326,6 +332,44 @@ def write_at(path: Path, offset: int, data: memoryview) -> None:
                 done += os.pwrite(descriptor, data[done:], offset + done)
         finally:
             os.close(descriptor)
+
+
+def write_from(
+    path: Path, offset: int, addresses: NDArray[np.uint64], sizes: NDArray[np.int64]
+) -> None:
+    """Write bytes that lie in many places of this process's memory, end to end, to a part of a
+    reserved file: `sizes[i]` bytes from `addresses[i]` on. They are copied once, by the system.
+    """
+    vectors = np.stack([addresses, sizes.astype(np.uint64)], axis=1)
+    ends = np.cumsum(sizes)
+    total, done = int(ends[-1]) if len(ends) else 0, 0
+    with writing(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            while done < total:
+                first = int(np.searchsorted(ends, done, side="right"))
+                part = vectors[first : first + _VECTORS].copy()
+                begun = np.uint64(done - int(ends[first]) + int(sizes[first]))
+                part[0, 0] += begun
+                part[0, 1] -= begun
+                done += _write_vectors(descriptor, part, offset + done, path)
+        finally:
+            os.close(descriptor)
+
+
+def _write_vectors(descriptor: int, vectors: NDArray[np.uint64], offset: int, path: Path) -> int:
+    """`os.pwritev` of addresses; how many bytes were written, which may be fewer than asked."""
+    while (written := _PWRITEV(descriptor, vectors.ctypes.data, len(vectors), offset)) < 0:
+        if (number := ctypes.get_errno()) == errno.EFAULT:
+            raise MixcError(
+                "MX040",
+                "what is to be copied cannot be read any more: a file was cut, or its disk fails",
+                place=Place(str(path)),
+                help="run `mixc verify` on the store",
+            )
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number), str(path))
+    return int(written)
 
 
 def start_sync(path: Path, offset: int, size: int) -> None:

@@ -43,6 +43,14 @@ def choose(ids: Ids, lengths: NDArray[np.int64], *, fraction: float, max_tokens:
     return np.sort(ids[taken])
 
 
+def among(ids: Ids, chosen: Ids) -> NDArray[np.bool_]:
+    """Which of many ids stand in a short list, which is sorted: `np.isin`, which sorts both."""
+    if not len(chosen):
+        return np.zeros(len(ids), np.bool_)
+    place = np.searchsorted(chosen, ids)
+    return np.asarray(chosen[np.minimum(place, len(chosen) - 1)] == ids)
+
+
 def write(folder: Path, held: Mapping[str, Ids]) -> FileRecord:
     """Stage `holdout.arrow`: columns `domain` and `doc_id`, sorted by both."""
     names = sorted(held)

@@ -182,12 +182,12 @@ class Store:
 
     def held_out(self, domain: str) -> Iterator[Documents]:
         """The documents that a domain holds out, each text once, shard by shard."""
-        wanted, seen = self.held_ids.get(domain, np.zeros(0, np.uint64)), np.zeros(0, np.uint64)
+        wanted = np.sort(self.held_ids.get(domain, np.zeros(0, np.uint64)))
         for documents in self.documents(domain):
-            ids, first = np.unique(documents.doc_id, return_index=True)
-            chosen = np.sort(first[np.isin(ids, wanted) & ~np.isin(ids, seen)])
-            seen = np.union1d(seen, documents.doc_id[chosen])
-            yield documents.select(chosen)
+            found = np.flatnonzero(holdout.among(documents.doc_id, wanted))
+            ids, first = np.unique(documents.doc_id[found], return_index=True)
+            wanted = wanted[~holdout.among(wanted, ids)]
+            yield documents.select(found[np.sort(first)])
 
     def files(self) -> list[FileRecord]:
         """Every file of the store but the manifest."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-import numpy as np
-
 from mixc.store import store as stores
+from mixc.store.holdout import among
 from mixc.store.shard import ShardRecord, open_shard
 from mixc.store.store import Store
 from mixc.verify.report import Report, check_files
@@ -42,7 +41,7 @@ def _check_shard(store: Store, shard: ShardRecord, counted: dict[str, int], repo
         report.wrong("a document does not end with the end-of-text id", path)
     if len(documents.tokens) and int(documents.tokens.max()) >= store.vocab_size:
         report.wrong("a token is out of the vocabulary", path)
-    held = np.isin(documents.doc_id, store.all_held_ids)
+    held = among(documents.doc_id, store.all_held_ids)
     counted["documents"] += len(documents)
     counted["tokens"] += int(lengths.sum())
     counted["held_documents"] += int(held.sum())

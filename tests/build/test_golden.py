@@ -10,9 +10,9 @@ from mixc.store.hashes import hash_file
 CORPUS = random_corpus(11, {"code": (60, 20), "prose": (20, 60), "web": (90, 9)})
 MIXTURE = {"rows": 120, "seq_len": 16, "max_epochs": 3, "formats": ["nanogpt", "megatron"]}
 HELD = {"fraction": 0.1}
-STREAM = "685a104fd8e05cae0ce1543ff75069e1"
+STREAM = "0f86da2b23d61db5406f58ea27312ed1"
 SOURCES = "23f49abbd7b6bb219cdbd3af0943bc46"
-KEY = "ed247fa3f603b5d04d6db985b0ad2d4a"
+KEY = "6825d0cce0323268aa2a95a94f8fbd94"
 TRAIN = "a18a0b4cfd588f05637327b19703c58f"
 
 

@@ -151,13 +151,13 @@ def torn(tmp_path, expected):
 def rebuilt_blocks(path, monkeypatch, workers=1):
     """Build; return the numbers of the blocks that were written, as the disk saw them."""
     written = []
-    write_at = commit.write_at
+    write_from = commit.write_from
 
-    def spy(path, offset, data):
+    def spy(path, offset, addresses, sizes):
         written.append(offset // (9 * 16 * 2))
-        write_at(path, offset, data)
+        write_from(path, offset, addresses, sizes)
 
-    monkeypatch.setattr(commit, "write_at", spy)
+    monkeypatch.setattr(commit, "write_from", spy)
     with small_blocks(BLOCK_TOKENS):
         pipeline.build_mixture(load(path), workers=workers)
     return written
@@ -195,14 +195,14 @@ def test_an_error_in_any_worker_ends_the_run_and_keeps_what_is_done(
 ):
     path = write_corpus(tmp_path, CORPUS, mixture=MIXTURE, holdout=HELD)
     pipeline.run(load(path, ["mixture.rows=1"]), workers=1)
-    write_at = commit.write_at
+    write_from = commit.write_from
 
-    def fail(path, offset, data):
+    def fail(path, offset, addresses, sizes):
         if offset == 7 * 9 * 16 * 2:
             raise MixcError("MX043", "no more")
-        write_at(path, offset, data)
+        write_from(path, offset, addresses, sizes)
 
-    monkeypatch.setattr(commit, "write_at", fail)
+    monkeypatch.setattr(commit, "write_from", fail)
     with small_blocks(BLOCK_TOKENS), pytest.raises(MixcError, match="no more"):
         pipeline.build_mixture(load(path), workers=workers)
     monkeypatch.undo()

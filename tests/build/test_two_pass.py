@@ -83,7 +83,7 @@ def test_the_store_is_read_once_and_in_its_order(tmp_path, monkeypatch):
 def test_an_interrupted_build_goes_on_in_either_way(tmp_path, monkeypatch, when, again):
     """Interrupted while buckets are planned, filled, or put together."""
     expected = tree_hash(build(tmp_path / "one", "one-pass").root)
-    write_at, write_file, left = commit.write_at, commit.write_file, [5]
+    names, left = ("write_at", "write_file", "write_from"), [5]
 
     def failing(write):
         def call(path, *others):
@@ -95,8 +95,8 @@ def test_an_interrupted_build_goes_on_in_either_way(tmp_path, monkeypatch, when,
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(commit, "write_at", failing(write_at))
-        patch.setattr(commit, "write_file", failing(write_file))
+        for name in names:
+            patch.setattr(commit, name, failing(getattr(commit, name)))
         with pytest.raises(MixcError, match="no space left"):
             build(tmp_path / "two", "two-pass")
     mixture = build(tmp_path / "two", again)

@@ -6,6 +6,7 @@ each change since then (a name made, moved or removed) may have reached the disk
 became of the changes before it. One call (a rename, an exchange) is one change.
 """
 
+import ctypes
 import itertools
 import os
 import shutil
@@ -208,6 +209,7 @@ def recorded(root, monkeypatch, commit):
         patch.setattr(shutil, "rmtree", rmtree)
         after("write", lambda n, fd, data: record.written(fd, data[:n]))
         after("pwrite", lambda n, fd, data, at: record.written(fd, data[:n], at))
+        after("_write_vectors", lambda n, fd, *at: record.written(fd, held(*at)[:n], at[1]), commit)
         after("fsync", lambda _, fd: record.on("sync", fd, record.kind.get(fd)))
         after("ftruncate", lambda _, fd, size: record.on("resize", fd, size))
         after("mkdir", lambda _, path, *mode, **__: record.moved("mkdir", path))
@@ -216,6 +218,11 @@ def recorded(root, monkeypatch, commit):
         after("link", lambda _, old, new, **__: record.moved("link", old, new))
         after("_exchange", lambda ok, a, b: ok and record.moved("exchange", a, b), commit)
         yield record
+
+
+def held(vectors, *_):
+    """What stands in memory where vectors say."""
+    return b"".join(ctypes.string_at(int(address), int(size)) for address, size in vectors)
 
 
 def replay(before, calls):

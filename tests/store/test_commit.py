@@ -8,10 +8,14 @@ import resource
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import texts, word_tokenizer_json, write_jsonl, write_recipe
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mixc import pipeline
 from mixc.errors import MixcError
@@ -111,6 +115,39 @@ def test_short_writes_are_gone_on_with(tmp_path, monkeypatch):
     commit.reserve(tmp_path / "b", 20)
     commit.write_at(tmp_path / "b", 5, memoryview(b"abcdefghij"))
     assert (tmp_path / "b").read_bytes() == bytes(5) + b"abcdefghij" + bytes(5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), max_size=40),
+    st.sampled_from([1, 70]),
+    st.integers(1, 60),
+)
+def test_bytes_of_many_places_are_written_end_to_end(spans, times, most):
+    """More than go in one call, and calls that write less than they were given."""
+    spans, held = spans * times, np.arange(100, dtype=np.uint8)
+    sizes = np.array([size for _, size in spans], np.int64)
+    addresses = np.array([held.ctypes.data + start for start, _ in spans], np.uint64)
+    written = commit._write_vectors
+
+    def short(descriptor, vectors, offset, path):
+        vectors[0, 1] = min(vectors[0, 1], most)
+        return written(descriptor, vectors[:1], offset, path)
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        path = Path(folder, "reserved")
+        commit.reserve(path, 10 + int(sizes.sum()))
+        if times == 1:
+            patch.setattr(commit, "_write_vectors", short)
+        commit.write_from(path, 10, addresses, sizes)
+        expected = b"".join(bytes(held[start : start + size]) for start, size in spans)
+        assert path.read_bytes() == bytes(10) + expected
+
+
+def test_memory_that_is_not_there_is_an_error_and_no_death(tmp_path):
+    commit.reserve(tmp_path / "reserved", 10)
+    with pytest.raises(MixcError, match=r"MX040.*cannot be read"):
+        commit.write_from(tmp_path / "reserved", 0, np.zeros(1, np.uint64), np.array([10]))
 
 
 def test_a_name_that_is_a_link_elsewhere_is_not_followed(tmp_path):

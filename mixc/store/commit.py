@@ -34,11 +34,14 @@ from mixc.store.hashes import FileRecord
 CONTROL = ".mixc"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _SYNC_WRITE = 2  # SYNC_FILE_RANGE_WRITE
-_PIECE = 1 << 20
+_PIECE, _BEGIN = 1 << 20, 1 << 23
 _VECTORS = 1024  # as many as POSIX systems take at a time
 _PWRITEV = ctypes.CDLL(None, use_errno=True).pwritev
 _PWRITEV.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
 _PWRITEV.restype = ctypes.c_ssize_t
+_SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)
+if _SYNC_FILE_RANGE is not None:
+    _SYNC_FILE_RANGE.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EXDEV)
 
 
@@ -138,7 +141,7 @@ class StagedFile:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._hash = xxhash.xxh3_128()
-        self.size = 0
+        self.size = self._begun = 0
         self.closed = False
 
     def write(self, data: bytes | memoryview) -> int:
@@ -151,6 +154,9 @@ class StagedFile:
         while done < len(view):
             done += os.write(self._descriptor, view[done:])
         self.size += len(view)
+        if self.size - self._begun >= _BEGIN:
+            _start_sync(self._descriptor, self._begun, self.size - self._begun)
+            self._begun = self.size
         return len(view)
 
     def tell(self) -> int:
@@ -374,16 +380,17 @@ def _write_vectors(descriptor: int, vectors: NDArray[np.uint64], offset: int, pa
 
 def start_sync(path: Path, offset: int, size: int) -> None:
     """Let the disk begin with a part of a file, so that less is left to wait for in `sync`."""
-    begin = getattr(ctypes.CDLL(None), "sync_file_range", None)
-    if begin is None:
-        return
-    begin.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
     with writing(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            begin(descriptor, offset, size, _SYNC_WRITE)  # a hint: `sync` meets its errors
+            _start_sync(descriptor, offset, size)
         finally:
             os.close(descriptor)
+
+
+def _start_sync(descriptor: int, offset: int, size: int) -> None:
+    if _SYNC_FILE_RANGE is not None:  # a hint: `fsync` meets its errors
+        _SYNC_FILE_RANGE(descriptor, offset, size, _SYNC_WRITE)
 
 
 def append_line(path: Path, line: bytes) -> None:

@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from ctypes import CDLL
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 _EVERY = 0.25  # seconds between two looks at the memory
+_SHARES_EVERY = 8  # of these looks: the system goes through all pages for it
 _ORPHANS = 5.0  # seconds that helpers of the command may outlive it
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
@@ -23,8 +25,9 @@ _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 @dataclass(frozen=True)
 class Usage:
     """Seconds of wall and of CPU (user + sys, all processes). Memory in MB, looked at each 0.25 s:
-    the largest process's resident set at its height, the sum of the tree's shares (PSS), and of
-    its own memory, without pages of files, which the system may take back (RssAnon).
+    the largest process's resident set at its height, the sum of the tree's shares (PSS, looked at
+    each 2 s), and of its own memory, without pages of files, which the system may take back
+    (RssAnon).
     """
 
     code: int
@@ -76,14 +79,16 @@ def _reap_orphans(before: set[int]) -> float:
 
 
 def _watch(root: int, memory: list[float], done: threading.Event) -> None:
-    while not done.wait(_EVERY):
+    for look in count():
+        if done.wait(_EVERY):
+            return
         parents = _parents()
         tree = {root}
         while more := {pid for one in tree for pid in _children(one, parents)} - tree:
             tree |= more
-        sizes = [(_kb(pid, "status", "VmHWM"), _kb(pid, "smaps_rollup", "Pss")) for pid in tree]
-        memory[0] = max(memory[0], *(size for size, _ in sizes))
-        memory[1] = max(memory[1], sum(share for _, share in sizes))
+        memory[0] = max(memory[0], *(_kb(pid, "status", "VmHWM") for pid in tree))
+        if look % _SHARES_EVERY == 0:
+            memory[1] = max(memory[1], sum(_kb(pid, "smaps_rollup", "Pss") for pid in tree))
         memory[2] = max(memory[2], sum(_kb(pid, "status", "RssAnon") for pid in tree))
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mixc.build import stage as build_stage
+from mixc.build.disk import at_once, disk_needs, free_bytes, rows_left
 from mixc.build.medium import two_passes
 from mixc.build.memory import memory_bytes
 from mixc.build.mixture import Mixture
@@ -211,24 +210,21 @@ def _size(recipe: Recipe) -> dict[str, int]:
 
 
 def _describe(plan: BuildPlan, store: Store, root: Path, workers: int) -> dict[str, Any]:
-    reuse = build_stage.reusable(root, plan, store)
-    blocks, disk = -(-plan.rows // plan.block_rows), plan.disk_bytes()
-    twice = two_passes("auto", plan, store)
-    decks = build_stage.decks_of(root, plan, store).held()
-    formats = [] if reuse is None else reuse.formats(plan)
-    disk |= {"buckets": plan.bytes} if twice else {}
-    disk |= dict.fromkeys(formats, 0)
+    reuse, twice = build_stage.reusable(root, plan, store), two_passes("auto", plan, store)
+    reused = {} if reuse is None else reuse.blocks
+    staged = reuse is not None and bool(reuse.streams(plan))
+    disk = disk_needs(plan, reuse, staged=staged, in_buckets=rows_left(plan, reused) * twice)
     return {
         "rows": plan.rows,
         "tokens": plan.tokens,
-        "blocks": blocks,
-        "reused_blocks": 0 if reuse is None else len(reuse.blocks),
-        "reused_formats": formats,
-        "deck_rows": int(np.minimum(decks, plan.counts.rows).sum()),
+        "blocks": -(-plan.rows // plan.block_rows),
+        "reused_blocks": len(reused),
+        "reused_formats": [] if reuse is None else reuse.formats(plan),
+        "deck_rows": build_stage.decks_of(root, plan, store).held(plan.counts.rows),
         "gather": "two-pass" if twice else "one-pass",
         "output_bytes": plan.bytes,
-        "disk_bytes": sum(disk.values()),
-        "free_bytes": build_stage.free_bytes(root),
+        "disk_bytes": at_once(disk),
+        "free_bytes": free_bytes(root),
         "about_memory_bytes": memory_bytes(plan, store, workers=workers, twice=twice),
         "about_seconds": plan.bytes / _BUILD_BYTES_PER_SECOND,
         "disk": disk,

@@ -44,9 +44,22 @@ class Decks:
         self._width = spec.seq_len * spec.dtype.itemsize
         self._domains = len(spec.domains)
 
-    def held(self) -> Index:
-        """Rows of each domain that are said to be there, int64[K]."""
-        return self._held(self._written())
+    def held(self, rows: Index) -> int:
+        """Of the first `rows` (int64[K]) rows of each domain, those that are said to be there."""
+        return int(np.minimum(self._held(self._written()), rows).sum())
+
+    def growth(self, rows: Index) -> int:
+        """Bytes that the disk must hold for them beside what is there; less what makes room."""
+        needed = zip(map(self._path, range(self._domains)), rows.tolist(), strict=True)
+        more: int = sum(max(0, count * self._width - _size(path)) for path, count in needed)
+        return more - sum(_size(path) for folder in self._others() for path in folder.iterdir())
+
+    def make_room(self) -> None:
+        """Remove the decks of other rows. Raises MX043 if a link stands where decks are kept."""
+        held = self._folder.iterdir() if self._folder.is_dir() else ()
+        commit.refuse_links([self._folder.parent, self._folder, *held])
+        for other in self._others():
+            commit.remove(other)
 
     def fill(
         self,
@@ -60,7 +73,6 @@ class Decks:
 
         `choose` says how the blocks that are yet to be made are gathered.
         """
-        self._make_room()
         written = self._written()
         total = np.maximum(self._held(written), rows)
         for domain, count in enumerate(total.tolist()):
@@ -106,14 +118,10 @@ class Decks:
                 yield BlockTask(number, first, labels, positions, digest if held == size else None)
                 number += 1
 
-    def _make_room(self) -> None:
-        """Remove the decks of other rows. Raises MX043 if a link stands where decks are kept."""
+    def _others(self) -> list[Path]:
         root = self._folder.parent
-        held = self._folder.iterdir() if self._folder.is_dir() else ()
-        commit.refuse_links([root, self._folder, *held])
-        for other in root.iterdir() if root.is_dir() else ():
-            if other != self._folder and _are_decks(other):
-                commit.remove(other)
+        there = list(root.iterdir()) if root.is_dir() else []
+        return [other for other in there if other != self._folder and _are_decks(other)]
 
     def _held(self, written: _Written) -> Index:
         """Rows of each domain that were written, as far as its file goes."""
@@ -121,7 +129,7 @@ class Decks:
         for (domain, _), (count, _) in written.items():
             held[domain] += count
         paths = [self._path(domain) for domain in range(self._domains)]
-        sizes = [path.stat().st_size // self._width if path.exists() else 0 for path in paths]
+        sizes = [_size(path) // self._width for path in paths]
         return np.minimum(held, sizes)
 
     def _written(self) -> _Written:
@@ -149,6 +157,10 @@ class Decks:
 
     def _path(self, domain: int) -> Path:
         return self._folder / f"{domain}.bin"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _are_decks(folder: Path) -> bool:

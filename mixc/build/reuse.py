@@ -52,13 +52,14 @@ class Reuse:
         """A file that is the whole stream and nothing else, if it is unchanged and a format has
         one: it need not be staged again, but must not be written to.
         """
-        if not self.all:
-            return None
-        for entry in self.mixture.manifest["formats"].values():
-            for one in entry["files"]:
-                if one["bytes"] == plan.bytes and self._is_stream(FileRecord(**one), plan):
-                    return self.mixture.root / str(one["path"])
-        return None
+        whole = (one for one in self.streams(plan) if self._is_stream(one, plan))
+        return next((self.mixture.root / one.path for one in whole), None)
+
+    def streams(self, plan: BuildPlan) -> list[FileRecord]:
+        """The files that are the stream, by their size alone, if it is unchanged."""
+        entries = self.mixture.manifest["formats"].values() if self.all else ()
+        files = (FileRecord(**one) for entry in entries for one in entry["files"])
+        return [one for one in files if one.bytes == plan.bytes]
 
     def _is_stream(self, record: FileRecord, plan: BuildPlan) -> bool:
         if not self._whole([record]):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from mixc.build import reuse as reusing
 from mixc.build.blocks import BlockTask, Finder, from_store, make_builder
 from mixc.build.buckets import Buckets, bucket_bytes
 from mixc.build.decks import Decks
+from mixc.build.disk import at_once, disk_needs, free_bytes, rows_left
 from mixc.build.export import Exporter
 from mixc.build.gather import BlockDone, build_blocks, stream_hash
 from mixc.build.held import HeldOut, stage_held_out, stage_together, staged_sequences
@@ -37,7 +37,6 @@ from mixc.store.hashes import FileRecord, key_of, seal
 from mixc.store.store import Store
 from mixc.writers.sequences import label_dtype
 
-_JOURNAL = "blocks.jsonl"
 _FILES_AT_ONCE = 8
 _NOTHING: dict[str, Any] = {"domains": {}, "formats": {}}
 
@@ -108,6 +107,11 @@ class _Site:
         """The token stream, which formats link or copy."""
         return self.work / "stream.bin"
 
+    @property
+    def journal(self) -> Path:
+        """What a run says that it has staged of the stream."""
+        return self.work / "blocks.jsonl"
+
 
 def _make(site: _Site) -> dict[str, Any]:
     """Stage every file of the mixture and describe it."""
@@ -121,10 +125,17 @@ def _make(site: _Site) -> dict[str, Any]:
         commit.remove(stream)  # another name of what is published: never written to
     anew = not stream.exists()
     linked = reuse is not None and anew and _link(reuse.stream(plan), stream)
-    _foresee(site, [] if reuse is None else reuse.formats(plan), anew=anew and not linked)
+    reused = {} if reuse is None else reuse.blocks
+    known = {} if anew else _read_journal(site.journal)
+    decks = decks_of(site.root, plan, site.store) if site.decks else None
+    _foresee(site, reuse, {**reused, **known}, staged=linked or not anew, decks=decks)
+    if anew:
+        commit.remove(site.journal)
+    if decks is not None:
+        decks.make_room()
     if reuse is not None and reuse.blocks and anew and not linked:
         reuse.stage(plan, stream)
-    staged = _gather(site, labels, {} if reuse is None else reuse.blocks)
+    staged = _gather(site, labels, reused, known, decks)
     lengths = np.broadcast_to(np.int64(plan.row_len), plan.rows)
     export = Exporter(plan, site.tree, {stream: staged.xxh3}, reuse, workers=site.workers)
     numbers = labels.astype(label_dtype(len(plan.domains)), copy=False)
@@ -221,23 +232,19 @@ def describe_domains(plan: BuildPlan) -> dict[str, Any]:
     return domains
 
 
-def free_bytes(root: Path) -> int:
-    """Free space where the mixture will stand."""
-    folder = root
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
-
-
-def _foresee(site: _Site, reused: Sequence[str], *, anew: bool) -> None:
+def _foresee(
+    site: _Site, reuse: Reuse | None, known: Iterable[int], *, staged: bool, decks: Decks | None
+) -> None:
     """Raise MX043 if the disk cannot hold what is yet to be staged.
 
-    Of a stream that is not staged anew, how much is missing is yet to be seen.
+    `known` are the numbers of blocks that need not be gathered. `staged`: the stream has its place.
     """
-    plan, skipped = site.plan, {*reused, *([] if anew else ["stream"])}
-    needed = sum(size for name, size in plan.disk_bytes().items() if name not in skipped)
-    if anew and site.cluster is None and not site.decks and not reused:
-        needed += plan.bytes * two_passes(site.gather, plan, site.store)
+    plan, left, growth = site.plan, rows_left(site.plan, known), 0
+    if decks is not None:
+        left = plan.rows - decks.held(plan.counts.rows)
+        growth = decks.growth(plan.counts.rows)
+    twice = site.cluster is None and two_passes(site.gather, plan, site.store)
+    needed = at_once(disk_needs(plan, reuse, staged=staged, in_buckets=left * twice, decks=growth))
     free = free_bytes(site.stream)
     if needed > free:
         raise MixcError(
@@ -259,21 +266,28 @@ class _Staged:
     provenance: FileRecord
 
 
-def _gather(site: _Site, labels: order.Labels, reused: Mapping[int, str]) -> _Staged:
-    """Stage the token stream and the provenance. `reused`: digests of blocks taken over."""
-    plan, stream = site.plan, site.stream
+def _gather(
+    site: _Site,
+    labels: order.Labels,
+    reused: Mapping[int, str],
+    known: Mapping[int, str],
+    decks: Decks | None,
+) -> _Staged:
+    """Stage the token stream and the provenance.
+
+    `reused`: digests of blocks taken over; `known`: of those that the journal names.
+    """
+    plan, stream, whole = site.plan, site.stream, xxhash.xxh3_128()
     commit.reserve(stream, plan.bytes)
-    journal = stream.with_name(_JOURNAL)
-    known, whole = _read_journal(journal), xxhash.xxh3_128()
     with (
         progress.task("build mixture", plan.rows, "rows") as bar,
         commit.create(site.tree / provenance.FILE) as file,
         provenance.RowsWriter(file, plan.domains) as writer,
     ):
-        for done in _blocks(site, labels, {**reused, **known}):
+        for done in _blocks(site, labels, {**reused, **known}, decks):
             if known.get(done.number) != done.digest:
                 line = json.dumps({"block": done.number, "xxh3": done.digest})
-                commit.append_line(journal, line.encode())
+                commit.append_line(site.journal, line.encode())
             whole.update(done.tokens.data)
             if plan.linked:
                 offset = done.number * plan.block_rows * plan.row_len * plan.spec.dtype.itemsize
@@ -283,7 +297,9 @@ def _gather(site: _Site, labels: order.Labels, reused: Mapping[int, str]) -> _St
     return _Staged(writer.digests, whole.hexdigest(), writer.taken, file.record(provenance.FILE))
 
 
-def _blocks(site: _Site, labels: order.Labels, known: Mapping[int, str]) -> Iterator[BlockDone]:
+def _blocks(
+    site: _Site, labels: order.Labels, known: Mapping[int, str], decks: Decks | None
+) -> Iterator[BlockDone]:
     """Stage every block. `known`: digests of those that are said to be staged."""
     plan, store, workers = site.plan, site.store, site.workers
     tasks = _tasks(plan, labels, known)
@@ -301,8 +317,7 @@ def _blocks(site: _Site, labels: order.Labels, known: Mapping[int, str]) -> Iter
         made.fill(tasks, workers=workers)
         return made.find
 
-    if site.decks:
-        decks = decks_of(site.root, plan, store)
+    if decks is not None:
         decks.fill(builder, plan.counts.rows, choose, workers=workers)
         find: Finder = decks.find
     else:

@@ -9,7 +9,6 @@ from helpers import identity
 from mixc import pipeline
 from mixc.build import gather
 from mixc.build import stage as build_stage
-from mixc.build.mixture import open_mixture
 from mixc.errors import MixcError
 from mixc.recipe import load
 from mixc.store import commit
@@ -217,27 +216,6 @@ def test_the_plan_says_what_is_taken_over(tmp_path):
     assert 6 <= half["reused_blocks"] < 14
     assert half["reused_formats"] == []
     assert said(seq_len=8, rows=240)["reused_blocks"] == 0
-
-
-def test_a_full_disk_is_foreseen(tmp_path, monkeypatch):
-    make_store(tmp_path, CORPUS, mixture=MIXTURE, holdout=HELD)
-    monkeypatch.setattr(build_stage, "free_bytes", lambda root: 5000)
-    with pytest.raises(MixcError, match="takes at least") as caught:
-        build(tmp_path)
-    assert caught.value.code == "MX043"
-    assert "mixc plan" in caught.value.help
-    left = [path.name for path in (tmp_path / "out/.mixc").rglob("*") if path.is_file()]
-    assert "stream.bin" not in left
-    monkeypatch.undo()
-    assert open_mixture(build(tmp_path).root).whole()
-
-
-def test_a_full_disk_is_foreseen_before_blocks_are_taken_over(tmp_path, monkeypatch):
-    first_build(tmp_path, formats=["mds"])
-    monkeypatch.setattr(build_stage, "free_bytes", lambda root: 2000)
-    with pytest.raises(MixcError, match="takes at least"):
-        build(tmp_path, formats=["mds"], rows=150)
-    assert not [path for path in tmp_path.rglob("stream.*") if path.is_file()]
 
 
 def test_a_kill_while_blocks_are_taken_over_changes_nothing(tmp_path, gathered, monkeypatch):

@@ -79,6 +79,8 @@ def build(
         commit.remove(site.tree)
         manifest = {**recipe_data, **_make(site)}
         commit.write_file(site.tree / mixtures.MANIFEST, seal(manifest))
+        commit.remove(site.stream)  # a format may have it: nobody writes to what is published
+        commit.sync(site.work)
         commit.publish_tree(site.tree, root)
         commit.remove(staging)
     return open_mixture(root)
@@ -108,6 +110,11 @@ class _Site:
         return self.work / "stream.bin"
 
     @property
+    def linked(self) -> Path:
+        """The stream as a file that is published already: it is read, and never written to."""
+        return self.work / "stream.linked"
+
+    @property
     def journal(self) -> Path:
         """What a run says that it has staged of the stream."""
         return self.work / "blocks.jsonl"
@@ -115,27 +122,11 @@ class _Site:
 
 def _make(site: _Site) -> dict[str, Any]:
     """Stage every file of the mixture and describe it."""
-    plan, stream = site.plan, site.stream
-    labels = labels_of(plan)
+    plan, labels = site.plan, labels_of(site.plan)
     reuse = reusing.find(site.root, plan, site.store, _tasks(plan, labels))
     weights = plan.supply.weights
     weights_file = None if weights is None else weights.write(site.tree)
-    commit.remove(reusing.part_of(stream))
-    if stream.exists() and stream.stat().st_nlink > 1:
-        commit.remove(stream)  # another name of what is published: never written to
-    anew = not stream.exists()
-    linked = reuse is not None and anew and _link(reuse.stream(plan), stream)
-    reused = {} if reuse is None else reuse.blocks
-    known = {} if anew else _read_journal(site.journal)
-    decks = decks_of(site.root, plan, site.store) if site.decks else None
-    _foresee(site, reuse, {**reused, **known}, staged=linked or not anew, decks=decks)
-    if anew:
-        commit.remove(site.journal)
-    if decks is not None:
-        decks.make_room()
-    if reuse is not None and reuse.blocks and anew and not linked:
-        reuse.stage(plan, stream)
-    staged = _gather(site, labels, reused, known, decks)
+    stream, staged = _stage(site, labels, reuse)
     lengths = np.broadcast_to(np.int64(plan.row_len), plan.rows)
     export = Exporter(plan, site.tree, {stream: staged.xxh3}, reuse, workers=site.workers)
     numbers = labels.astype(label_dtype(len(plan.domains)), copy=False)
@@ -144,7 +135,8 @@ def _make(site: _Site) -> dict[str, Any]:
     )
     there = {} if reuse is None else reuse.mixture.manifest
     formats = export("", rows_of, "train", there["formats"] if reuse and reuse.all else {})
-    if stream.stat().st_nlink > 1:  # it is a format's file; else it is removed
+    files = (one for entry in formats.values() for one in entry["files"])
+    if any(one["xxh3"] == staged.xxh3 for one in files):  # it is a format's; else it is removed
         commit.sync(stream)
     for name, entry in formats.items():
         entry["how_to_load"] = WRITERS[name].load().how_to_load(plan.spec)
@@ -156,9 +148,29 @@ def _make(site: _Site) -> dict[str, Any]:
     )
 
 
-def _link(whole: Path | None, stream: Path) -> bool:
-    """Stage the stream as one more name of a file, if there is one and it can be."""
-    return whole is not None and commit.try_link(whole, stream)
+def _stage(site: _Site, labels: order.Labels, reuse: Reuse | None) -> tuple[Path, _Staged]:
+    """Stage the token stream, or link it if it is published already, and the provenance."""
+    plan, stream = site.plan, site.stream
+    for left in (reusing.part_of(stream), site.linked):
+        commit.remove(left)
+    begun = stream.exists()
+    whole = reuse.stream(plan) if reuse is not None and not begun else None
+    linked = whole is not None and commit.try_link(whole, site.linked)
+    reused = {} if reuse is None else reuse.blocks
+    known = _read_journal(site.journal) if begun else {}
+    decks = decks_of(site.root, plan, site.store) if site.decks else None
+    _foresee(site, reuse, {**reused, **known}, staged=linked or begun, decks=decks)
+    if decks is not None:
+        decks.make_room()
+    if linked:
+        stream = site.linked
+    else:
+        if not begun:
+            commit.remove(site.journal)
+            if reuse is not None and reuse.blocks:
+                reuse.stage(plan, stream)
+        commit.reserve(stream, plan.bytes)
+    return stream, _gather(site, stream, labels, reused, known, decks)
 
 
 def _describe_rows(
@@ -268,23 +280,23 @@ class _Staged:
 
 def _gather(
     site: _Site,
+    stream: Path,
     labels: order.Labels,
     reused: Mapping[int, str],
     known: Mapping[int, str],
     decks: Decks | None,
 ) -> _Staged:
-    """Stage the token stream and the provenance.
+    """Put every block in its place in `stream`, and stage the provenance.
 
     `reused`: digests of blocks taken over; `known`: of those that the journal names.
     """
-    plan, stream, whole = site.plan, site.stream, xxhash.xxh3_128()
-    commit.reserve(stream, plan.bytes)
+    plan, whole = site.plan, xxhash.xxh3_128()
     with (
         progress.task("build mixture", plan.rows, "rows") as bar,
         commit.create(site.tree / provenance.FILE) as file,
         provenance.RowsWriter(file, plan.domains) as writer,
     ):
-        for done in _blocks(site, labels, {**reused, **known}, decks):
+        for done in _blocks(site, stream, labels, {**reused, **known}, decks):
             if known.get(done.number) != done.digest:
                 line = json.dumps({"block": done.number, "xxh3": done.digest})
                 commit.append_line(site.journal, line.encode())
@@ -298,15 +310,19 @@ def _gather(
 
 
 def _blocks(
-    site: _Site, labels: order.Labels, known: Mapping[int, str], decks: Decks | None
+    site: _Site,
+    stream: Path,
+    labels: order.Labels,
+    known: Mapping[int, str],
+    decks: Decks | None,
 ) -> Iterator[BlockDone]:
     """Stage every block. `known`: digests of those that are said to be staged."""
     plan, store, workers = site.plan, site.store, site.workers
     tasks = _tasks(plan, labels, known)
     if site.cluster is not None:
-        yield from clusters.build_blocks(site.cluster, plan, store, site.stream, list(tasks))
+        yield from clusters.build_blocks(site.cluster, plan, store, stream, list(tasks))
         return
-    builder = make_builder(store, plan.supply, plan.domains, site.stream, workers=workers)
+    builder = make_builder(store, plan.supply, plan.domains, stream, workers=workers)
     buckets = site.work / "buckets"
 
     def choose(tasks: Iterable[BlockTask]) -> Finder:

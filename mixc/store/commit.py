@@ -307,7 +307,7 @@ def write_file(path: Path, data: bytes) -> FileRecord:
 def reserve(path: Path, size: int) -> None:
     """Make a staged file of `size` bytes, its space taken from the disk now.
 
-    One that is there, in this size and whole, is not touched: it may be a link.
+    One that is there, in this size and whole, is not touched.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

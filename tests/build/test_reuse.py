@@ -1,6 +1,8 @@
 """What a build takes over from the mixture that is there, and that nobody could tell."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from build_helpers import make_store, mixc, random_corpus, small_blocks, tree_hash, write_corpus
@@ -40,6 +42,24 @@ def gathered(monkeypatch):
 
     monkeypatch.setattr(gather, "_write", spy)
     return numbers
+
+
+@pytest.fixture
+def one_name(monkeypatch):
+    """A file system that says of every file that it has one name."""
+    stat = Path.stat
+
+    def say(path, **options):
+        found = stat(path, **options)
+        names = [name for name in dir(found) if name.startswith("st_")]
+        fields = [*found[:3], 1, *found[4:]]
+        return os.stat_result(fields, {name: getattr(found, name) for name in names})
+
+    monkeypatch.setattr(Path, "stat", say)
+
+
+def killed(*_, **__):
+    raise KeyboardInterrupt
 
 
 def build(folder, **changes):
@@ -193,13 +213,51 @@ def test_what_is_published_is_never_written_to(tmp_path, monkeypatch):
     data[100:164] = bytes(64)
     path.write_bytes(data)
 
-    def killed(*_, **__):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(build_stage, "Exporter", killed)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path, formats=["nanogpt", "mds", "olmo"])
     assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("when", ["linked", "published"])
+def test_nor_by_the_run_after_a_kill(tmp_path, monkeypatch, one_name, when):
+    """The killed run had the published stream among what it staged."""
+    after, publish = ["nanogpt", "mds", "olmo"], commit.publish_tree
+    if when == "linked":
+        first_build(tmp_path / "a")
+    else:
+        make_store(tmp_path / "a", CORPUS, mixture=MIXTURE, holdout=HELD)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if when == "linked":
+            patch.setattr(build_stage, "Exporter", killed)
+        else:
+            patch.setattr(commit, "publish_tree", lambda *paths: (publish(*paths), killed()))
+        build(tmp_path / "a", formats=after)
+    path = tmp_path / "a/out/mixture/nanogpt/train.bin"
+    data = path.read_bytes()[:-3]
+    path.write_bytes(data)
+    with path.open("rb") as reader:
+        mixture = build(tmp_path / "a", formats=after)
+        assert reader.read() == data
+    assert tree_hash(mixture.root) == from_scratch(tmp_path / "b", formats=after)
+
+
+def test_a_stream_that_is_there_takes_no_new_place(tmp_path, monkeypatch):
+    """Where files are compressed, to reserve one may be to write to it."""
+    first_build(tmp_path)
+    monkeypatch.setattr(commit, "reserve", None)
+    build(tmp_path, formats=["nanogpt", "mds", "olmo"])
+
+
+@pytest.mark.parametrize(("formats", "expected"), [(["mds", "olmo"], True), (["mds"], False)])
+def test_a_stream_that_is_published_is_on_the_disk(
+    tmp_path, monkeypatch, one_name, formats, expected
+):
+    make_store(tmp_path, CORPUS, mixture=MIXTURE, holdout=HELD)
+    synced, sync = [], commit.sync
+    monkeypatch.setattr(commit, "sync", lambda path: (synced.append(path.name), sync(path)))
+    build(tmp_path, formats=formats)
+    assert ("stream.bin" in synced) == expected
 
 
 def test_the_plan_says_what_is_taken_over(tmp_path):

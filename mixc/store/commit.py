@@ -394,9 +394,11 @@ def _start_sync(descriptor: int, offset: int, size: int) -> None:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Append one line to a staged journal. A torn last line is the reader's to ignore."""
-    with writing(path), path.open("ab", buffering=0) as file:
-        file.write(line + b"\n")
+    """Append one line to a staged journal. A torn line before it is the reader's to ignore."""
+    with writing(path), path.open("a+b", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        torn = end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n"
+        file.write((b"\n" if torn else b"") + line + b"\n")
 
 
 def link(source: Path, target: Path) -> None:

@@ -150,6 +150,16 @@ def test_memory_that_is_not_there_is_an_error_and_no_death(tmp_path):
         commit.write_from(tmp_path / "reserved", 0, np.zeros(1, np.uint64), np.array([10]))
 
 
+@pytest.mark.parametrize("there", [b"", b"whole\n", b"whole\ntorn by a ki", b"torn"])
+def test_a_torn_line_of_a_journal_takes_no_other_with_it(tmp_path, there):
+    path = tmp_path / "journal"
+    path.write_bytes(there)
+    for line in (b"next", b"last"):
+        commit.append_line(path, line)
+    assert path.read_bytes().splitlines() == [*there.splitlines(), b"next", b"last"]
+    assert path.read_bytes().endswith(b"last\n")
+
+
 def test_a_name_that_is_a_link_elsewhere_is_not_followed(tmp_path):
     outside = tmp_path / "outside"
     outside.write_bytes(b"precious")

@@ -46,7 +46,11 @@ class Decks:
 
     def held(self, rows: Index) -> int:
         """Of the first `rows` (int64[K]) rows of each domain, those that are said to be there."""
-        return int(np.minimum(self._held(self._written()), rows).sum())
+        needed, step = rows.tolist(), self._block_rows
+        return sum(
+            min(count, max(0, needed[domain] - block * step))
+            for (domain, block), (count, _) in self._written().items()
+        )
 
     def growth(self, rows: Index) -> int:
         """Bytes that the disk must hold for them beside what is there; less what makes room."""
@@ -71,12 +75,14 @@ class Decks:
     ) -> None:
         """Make the first `rows` (int64[K]) rows of each domain's deck, if they are not there.
 
-        `choose` says how the blocks that are yet to be made are gathered.
+        What is there beyond them stays as it is, and is not read. `choose` says how the blocks
+        that are yet to be made are gathered.
         """
         written = self._written()
-        total = np.maximum(self._held(written), rows)
+        total = self._upto(rows, written)
         for domain, count in enumerate(total.tolist()):
-            commit.reserve(self._path(domain), count * self._width)
+            path = self._path(domain)
+            commit.reserve(path, max(_size(path), count * self._width))
         find = choose(task for task in self._tasks(total, written) if task.known is None)
 
         def place(task: BlockTask) -> tuple[BlockTask, str]:
@@ -102,8 +108,16 @@ class Decks:
         return Origin(self._pool, labels[spans.row].astype(np.int64), at)
 
     def _mapped(self, domain: int, rows: int) -> NDArray[Any]:
-        dtype = self._spec.dtype
-        return np.memmap(self._path(domain), dtype, "r") if rows else np.empty(0, dtype)
+        dtype, count = self._spec.dtype, rows * self._spec.seq_len
+        return (
+            np.memmap(self._path(domain), dtype, "r", shape=count) if rows else np.empty(0, dtype)
+        )
+
+    def _upto(self, rows: Index, written: _Written) -> Index:
+        """The first `rows` rows of each domain, and what is there of the block where they end."""
+        last = (rows - 1) // self._block_rows
+        held = [written.get((i, block), (0, ""))[0] for i, block in enumerate(last.tolist())]
+        return np.where(rows > 0, np.maximum(rows, last * self._block_rows + held), 0)
 
     def _tasks(self, rows: Index, written: _Written) -> Iterator[BlockTask]:
         """Blocks of one domain after the other."""
@@ -123,24 +137,17 @@ class Decks:
         there = list(root.iterdir()) if root.is_dir() else []
         return [other for other in there if other != self._folder and _are_decks(other)]
 
-    def _held(self, written: _Written) -> Index:
-        """Rows of each domain that were written, as far as its file goes."""
-        held = np.zeros(self._domains, np.int64)
-        for (domain, _), (count, _) in written.items():
-            held[domain] += count
-        paths = [self._path(domain) for domain in range(self._domains)]
-        sizes = [_size(path) // self._width for path in paths]
-        return np.minimum(held, sizes)
-
     def _written(self) -> _Written:
-        """What the journal says."""
+        """What the journal says, as far as files go."""
         found: _Written = {}
+        sizes = {i: _size(self._path(i)) // self._width for i in range(self._domains)}
         path = self._folder / _JOURNAL
         for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
             try:
                 said = json.loads(line)
                 domain, block, rows = (int(said[name]) for name in ("domain", "block", "rows"))
-                if 0 <= domain < self._domains and 0 < rows <= self._block_rows:
+                most = min(self._block_rows, sizes.get(domain, 0) - block * self._block_rows)
+                if block >= 0 and 0 < rows <= most:
                     found[domain, block] = rows, str(said["xxh3"])
             except (ValueError, KeyError, TypeError, OverflowError):
                 continue  # torn by a kill: that block is made again

@@ -15,7 +15,7 @@ from build_helpers import (
 )
 
 from mixc import pipeline
-from mixc.build import blocks, buckets
+from mixc.build import blocks, buckets, gather
 from mixc.errors import MixcError
 from mixc.recipe import load
 from mixc.store import commit
@@ -147,6 +147,47 @@ def test_damage_is_noticed(tmp_path, gathered, how):
     mixture = build(tmp_path / "a", weights=SECOND)
     assert any(domain == 2 for domain, _, _ in gathered)
     assert tree_hash(mixture.root) == from_scratch(tmp_path / "b", weights=SECOND)
+
+
+def sizes_of(folder):
+    return {path.name: path.stat().st_size for path in folder.rglob("decks/*/*.bin")}
+
+
+def test_rows_that_a_mixture_does_not_need_are_neither_read_nor_lost(
+    tmp_path, gathered, monkeypatch
+):
+    build(tmp_path)
+    sizes, read, digest = sizes_of(tmp_path), [], gather._staged_digest
+
+    def spy(builder, task, out):
+        read.extend(task.labels if builder.path.parent.parent.name == "decks" else [])
+        return digest(builder, task, out)
+
+    gathered.clear()
+    monkeypatch.setattr(gather, "_staged_digest", spy)
+    build(tmp_path, rows=60)  # of the domains' 24, 36 and 60 rows half, in blocks of 9
+    assert (read.count(0), read.count(1), read.count(2)) == (18, 18, 36)
+    assert sizes_of(tmp_path) == sizes
+    read.clear()
+    build(tmp_path)
+    assert len(read) == 120
+    assert gathered == []
+
+
+@pytest.mark.parametrize(("block", "when"), [(1, 0), (5, 1)])
+def test_a_block_that_the_journal_lost_takes_no_other_with_it(tmp_path, gathered, block, when):
+    """`when`: in which of two mixtures it is gathered again, of half the rows and of all."""
+    build(tmp_path / "a")
+    sizes, (path,) = sizes_of(tmp_path), tmp_path.rglob("decks/*/blocks.jsonl")
+    lines = [line for line in path.read_text().splitlines() if f'2, "block": {block}' not in line]
+    path.write_text("\n".join(lines))
+    for number, rows in enumerate([60, 120]):
+        gathered.clear()
+        mixture = build(tmp_path / "a", rows=rows)
+        assert gathered == ([(2, 9 * block, 9)] if number == when else [])
+        assert sizes_of(tmp_path) == sizes
+    gathered.clear()
+    assert tree_hash(mixture.root) == from_scratch(tmp_path / "b")
 
 
 def test_a_kill_while_decks_are_filled_loses_what_was_under_way(tmp_path, gathered, monkeypatch):

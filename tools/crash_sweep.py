@@ -102,9 +102,10 @@ def fingerprint(workdir: Path) -> str:
     listed = weights.read_text() if weights.exists() else ""
     state = hashlib.sha256()
     for path in sorted(path for path in workdir.rglob("*") if path.is_file()):
-        unlisted = path.name.startswith("trajectory-") and path.name not in listed
-        if not {".mixc", "decks"} & set(path.parts) and not unlisted:
-            state.update(str(path.relative_to(workdir)).encode() + b"\0" + path.read_bytes())
+        name = path.relative_to(workdir)  # a domain may have any name
+        unlisted = name.parts[0].startswith("trajectory-") and name.name not in listed
+        if name.parts[0] not in (".mixc", "decks") and not unlisted:
+            state.update(str(name).encode() + b"\0" + path.read_bytes())
     return state.hexdigest()
 
 

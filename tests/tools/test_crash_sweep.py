@@ -1,5 +1,6 @@
 """A stride of the crash sweep: no fault at a write-side call leaves a bad state."""
 
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,29 @@ from helpers import texts, write_recipe
 TOOL = Path(__file__).parents[2] / "tools" / "crash_sweep.py"
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        (".mixc/mixture/lock", False),
+        ("decks/0/0.bin", False),
+        ("trajectory-0.parquet", False),
+        ("trajectory-1.parquet", True),
+        ("mixture/holdout/decks/nanogpt/val.bin", True),
+        ("store/.mixc/0.arrow", True),
+        ("store/decks/trajectory-0.parquet", True),
+    ],
+)
+@pytest.mark.parametrize("folder", ["workdir", "decks/.mixc"])
+def test_what_counts_is_told_by_where_it_stands_in_the_workdir(tmp_path, folder, name, counts):
+    fingerprint = runpy.run_path(str(TOOL))["fingerprint"]
+    workdir = tmp_path / folder
+    (workdir / name).parent.mkdir(parents=True)
+    (workdir / "weights.json").write_text("trajectory-1.parquet")
+    before = fingerprint(workdir)
+    (workdir / name).write_bytes(b"more")
+    assert (fingerprint(workdir) != before) == counts
 
 
 @pytest.fixture(scope="module")

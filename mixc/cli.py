@@ -18,7 +18,7 @@ import click
 from click.core import ParameterSource
 
 from mixc import __version__, progress
-from mixc.errors import MixcError, MixcErrors
+from mixc.errors import USAGE, MixcError, MixcErrors
 
 if TYPE_CHECKING:
     from mixc.engine.ray import Cluster
@@ -50,7 +50,7 @@ def cli() -> None:
     mixc verify build/quickstart/mixture    hash and derive everything again
 
     Exit codes: 0 ok, 1 failed, 2 usage or recipe, 3 damage found, 4 input changed while read,
-    75 locked by another run, 130, 141 and 143 by signal.
+    75 locked by another run, 130, 141 and 143 by signal. Of diff 1 is a difference, 2 a failure.
     """
 
 
@@ -321,7 +321,7 @@ def inspect(path: Path, as_json: bool, **options: Any) -> None:
 @_json_option
 @click.pass_context
 def diff(ctx: click.Context, a: Path, b: Path, as_json: bool) -> None:
-    """Tell two mixtures apart. Exits with 0 if they are equal, 1 if not.
+    """Tell two mixtures apart. Exits with 0 if they are equal, 1 if not, 2 or more on trouble.
 
     Equal mixtures have the same stream of tokens, in rows of one length, and the same rows by
     domain, whatever their formats.
@@ -404,7 +404,8 @@ def _fail(error: MixcError | MixcErrors) -> int:
     progress.say("\n\n".join(str(one) for one in errors))
     if "--json" in sys.argv:
         click.echo(json.dumps({"errors": [one.as_dict() for one in errors]}))
-    return error.exit_code
+    differs = sys.argv[1:2] == ["diff"]  # its 1 says that two mixtures are told apart
+    return max(error.exit_code, USAGE) if differs else error.exit_code
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001

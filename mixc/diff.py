@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mixc.build import provenance
 from mixc.build.mixture import Mixture, open_mixture
+from mixc.errors import MixcError, Place
 from mixc.rng import Stream
 
 _PASS_ROWS = 1 << 21  # rows of one mixture that are in memory at a time
@@ -112,17 +113,27 @@ _KEY = np.dtype([("domain", "u2"), ("stream_row", "i8"), ("row", "i8"), ("hash",
 
 
 def _keys(mixture: Mixture, names: list[str], number: int, passes: int) -> NDArray[Any]:
-    """What tells rows apart, of those whose number in the stream falls to this pass."""
-    parts = [np.zeros(0, _KEY)]
-    with pq.ParquetFile(mixture.root / provenance.FILE) as file:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
-            key = np.empty(table.num_rows, _KEY)
-            key["domain"] = pc.index_in(table["domain"], value_set=pa.array(names)).to_numpy()
-            key["stream_row"], key["row"] = table["stream_row"], table["row"]
-            key["hash"] = _hashes(table["spans"].combine_chunks())
-            parts.append(key[key["stream_row"] % passes == number])
+    """What tells rows apart, of those whose number in the stream falls to this pass.
+
+    Raises MX040 if the provenance cannot be read.
+    """
+    parts, path = [np.zeros(0, _KEY)], mixture.root / provenance.FILE
+    try:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                key = _keys_of(file.read_row_group(group), names)
+                parts.append(key[key["stream_row"] % passes == number])
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise MixcError("MX040", "the provenance cannot be read", place=Place(str(path))) from error
     return np.concatenate(parts)
+
+
+def _keys_of(table: pa.Table, names: list[str]) -> NDArray[Any]:
+    key = np.empty(table.num_rows, _KEY)
+    key["domain"] = pc.index_in(table["domain"], value_set=pa.array(names)).to_numpy()
+    key["stream_row"], key["row"] = table["stream_row"], table["row"]
+    key["hash"] = _hashes(table["spans"].combine_chunks())
+    return key
 
 
 def _hashes(spans: Any) -> NDArray[np.uint64]:

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from build_helpers import make_mixture, mixc, random_corpus, read_rows, small_blocks
@@ -84,3 +85,19 @@ def test_the_command_line(built):
     assert done.returncode == 1
     assert json.loads(done.stdout)["equal"] is False
     assert mixc("diff", first, built["length"].root).stdout.endswith("not equal\n")
+
+
+def test_trouble_is_no_difference(built, tmp_path):
+    """As `diff` and `cmp` have it: 1 says that they were compared."""
+    first = built["first"].root
+    shutil.copytree(first, tmp_path / "damaged")
+    (tmp_path / "empty").mkdir()
+    for name, how in [("missing", 2), ("empty", 2), ("damaged", 3)]:
+        if name == "damaged":
+            (tmp_path / "damaged/rows.parquet").write_bytes(b"PAR1")
+        done = mixc("diff", first, tmp_path / name)
+        assert done.returncode == how, done.stderr
+        assert "error[MX04" in done.stderr
+    (tmp_path / "damaged/rows.parquet").unlink()
+    assert mixc("diff", first, tmp_path / "damaged").returncode == 3
+    assert mixc("diff", first).returncode == 2

@@ -8,6 +8,9 @@ the seed, the sequence length, the split and the tokenizer. Some of them only Me
 Megatron makes its index first, under whatever name it gives it, and both permutations are then
 replaced by the identity. The sample index stays: it follows from the lengths of documents, and all
 our rows have one length.
+
+Nothing replaces two files in one step. All are on the disk before the first takes its place; a run
+that is killed between the renames leaves rows in another order still, and the next one mends it.
 """
 
 from __future__ import annotations
@@ -49,7 +52,8 @@ def keep_order(root: Path, cache: Path, *, prefix: str | None = None) -> list[In
 
     `prefix` is the dataset's path as Megatron was given it, if it is not the mixture's own. Raises
     MX070 (a mixture without Megatron's format), MX041 (no index of this mixture), MX063 (an index
-    made with arguments that do not fit the mixture), MX040 (damaged). It changes nothing then.
+    made with arguments that do not fit the mixture), MX040 (damaged), MX043 (no space). It changes
+    nothing then.
     """
     mixture = open_mixture(root)
     if "megatron" not in mixture.manifest["formats"]:
@@ -77,9 +81,16 @@ def keep_order(root: Path, cache: Path, *, prefix: str | None = None) -> list[In
             f" --exit-interval 1, with --data-cache-path {cache};"
             " --prefix names a path that Megatron knows the mixture by",
         )
-    done = [index.put_in_order() for index in found]
-    commit.sync(cache)
-    return done
+    staging = cache / f"{commit.CONTROL}.{os.getpid()}"
+    try:
+        staged = [index.stage(staging) for index in found]
+        for path in (path for paths in staged for path in paths):
+            commit.rename(path, cache / path.name)
+        commit.sync(cache)
+    finally:
+        commit.remove(staging)
+    pairs = zip(found, staged, strict=True)
+    return [index.in_order(changed=bool(paths)) for index, paths in pairs]
 
 
 def _descriptions(cache: Path) -> dict[Path, dict[str, Any]]:
@@ -124,9 +135,9 @@ class _Arrays:
         if samples.shape != (len(self._shuffle) + 1, 2) or not _aligned(samples, seq_len):
             raise self._unfit("samples that are not rows", "remove Megatron's cache")
 
-    def put_in_order(self) -> Index:
-        """Make both permutations the identity, unless they are."""
-        changed = False
+    def stage(self, folder: Path) -> list[Path]:
+        """Stage the identity for each permutation that is not it, under the name that it has."""
+        staged = []
         for affix, array, period in (
             ("document_index", self._documents, self._rows),
             ("shuffle_index", self._shuffle, len(self._shuffle)),
@@ -134,12 +145,16 @@ class _Arrays:
             parts = _ascending(len(array), period, array.dtype)
             if all(np.array_equal(array[start : start + len(p)], p) for start, p in parts):
                 continue
-            changed = True
-            with commit.create(self._file(affix)) as file:
+            staged.append(folder / self._file(affix).name)
+            with commit.create(staged[-1]) as file:
                 header = np.lib.format.header_data_from_array_1_0(array)
                 np.lib.format.write_array_header_1_0(file, header)
                 for _, part in _ascending(len(array), period, array.dtype):
                     file.write(part.tobytes())
+        return staged
+
+    def in_order(self, *, changed: bool) -> Index:
+        """The index, now that both permutations are the identity."""
         epochs = len(self._documents) // self._rows
         return Index(self._name, len(self._shuffle), epochs, changed)
 

@@ -10,6 +10,7 @@ from build_helpers import flat, make_mixture, mixc, random_corpus, tree_hash
 
 from mixc.build.megatron_cache import keep_order
 from mixc.errors import MixcError
+from mixc.store import commit
 
 ROWS, SEQ_LEN = 30, 16
 CORPUS = random_corpus(4, {"code": (30, 20), "web": (60, 12)})
@@ -105,6 +106,46 @@ def test_an_index_for_something_else_is_refused_and_left(mixture, tmp_path, chan
     assert raised.value.code == code
     assert words in str(raised.value)
     assert tree_hash(cache) == before
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_full_disk_changes_nothing(mixture, tmp_path, monkeypatch, at):
+    stems = [make_index(tmp_path, mixture.root / "megatron/train", name=n * 32) for n in "01"]
+    before, create, names = tree_hash(tmp_path), commit.create, []
+
+    def fail(path):
+        names.append(path)
+        if len(names) == at + 1:
+            raise MixcError("MX043", "no space left")
+        return create(path)
+
+    with monkeypatch.context() as patch, pytest.raises(MixcError, match="no space left"):
+        patch.setattr(commit, "create", fail)
+        keep_order(mixture.root, tmp_path)
+    assert tree_hash(tmp_path) == before
+    keep_order(mixture.root, tmp_path)
+    assert all(one == sorted(one) for stem in stems for one in orders(tmp_path, stem))
+
+
+@pytest.mark.parametrize("at", range(2))
+def test_a_run_after_a_kill_mends_it(mixture, tmp_path, monkeypatch, at):
+    stem = make_index(tmp_path, mixture.root / "megatron/train")
+    rename, names = commit.rename, []
+
+    def stop(staged, named):
+        names.append(named)
+        if len(names) == at + 1:
+            raise KeyboardInterrupt
+        rename(staged, named)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(commit, "rename", stop)
+        keep_order(mixture.root, tmp_path)
+    assert [one == sorted(one) for one in orders(tmp_path, stem)] == [at > 0, False]
+    (index,) = keep_order(mixture.root, tmp_path)
+    assert index.changed
+    assert all(one == sorted(one) for one in orders(tmp_path, stem))
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("affix", ["description.txt", "document_index.npy", "sample_index.npy"])

@@ -65,11 +65,8 @@ def place_tokens(
 
     `rows`: where the block's rows come from, if that is known.
     """
-    if task.known is not None:
-        offset, count = _place(builder, task)
-        tokens = np.fromfile(builder.path, builder.dtype, count, offset=offset)
-        if block_digest(tokens) == task.known:
-            return task.known, tokens
+    if task.known is not None and block_digest(tokens := _staged(builder, task)) == task.known:
+        return task.known, tokens
     rows = sources_of(builder, task) if rows is None else rows
     return _write(builder, task, rows, find(builder, task, rows))
 
@@ -78,6 +75,12 @@ def _place(builder: Builder, task: BlockTask) -> tuple[int, int]:
     """Where a block begins in its file, in bytes, and its tokens."""
     count = len(task.labels) * builder.seq_len
     return task.first * builder.seq_len * builder.dtype.itemsize, count
+
+
+def _staged(builder: Builder, task: BlockTask) -> NDArray[Any]:
+    """What stands in a block's place."""
+    offset, count = _place(builder, task)
+    return np.fromfile(builder.path, builder.dtype, count, offset=offset)
 
 
 def _write(

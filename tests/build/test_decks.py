@@ -157,14 +157,14 @@ def test_rows_that_a_mixture_does_not_need_are_neither_read_nor_lost(
     tmp_path, gathered, monkeypatch
 ):
     build(tmp_path)
-    sizes, read, digest = sizes_of(tmp_path), [], gather._staged_digest
+    sizes, read, staged = sizes_of(tmp_path), [], gather._staged
 
-    def spy(builder, task, out):
+    def spy(builder, task):
         read.extend(task.labels if builder.path.parent.parent.name == "decks" else [])
-        return digest(builder, task, out)
+        return staged(builder, task)
 
     gathered.clear()
-    monkeypatch.setattr(gather, "_staged_digest", spy)
+    monkeypatch.setattr(gather, "_staged", spy)
     build(tmp_path, rows=60)  # of the domains' 24, 36 and 60 rows half, in blocks of 9
     assert (read.count(0), read.count(1), read.count(2)) == (18, 18, 36)
     assert sizes_of(tmp_path) == sizes

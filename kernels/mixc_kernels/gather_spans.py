@@ -8,7 +8,9 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 Index = NDArray[np.int64]
@@ -83,6 +85,44 @@ def _gather_spans(
             addresses[number] + np.uint64(start) * width,
             np.uint64(length) * width,
         )
+
+
+def take_words(pool: Pool, source: Index, places: Index) -> NDArray[np.uint64]:
+    """Single values of 8 bytes, as uint64[n]: for each i, `pool.values[source[i]][places[i]]`.
+
+    Both are int64[n]. Raises IndexError if there is no such value.
+    """
+    if any(one.itemsize != 8 for one in pool.values[:1]):
+        raise ValueError("the pool's values are not of 8 bytes")
+    out = np.empty(len(source), np.uint64)
+    _take_words(pool.addresses, pool.sizes, source, places, out)
+    return out
+
+
+@intrinsic
+def _word(typing: Any, address: Any) -> Any:  # noqa: ARG001 # pragma: no cover - compiled
+    """The uint64 that stands at an address."""
+
+    def load(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        return builder.load(builder.inttoptr(arguments[0], ir.IntType(64).as_pointer()))
+
+    return types.uint64(types.uint64), load
+
+
+@numba.njit(cache=True, nogil=True)
+def _take_words(
+    addresses: NDArray[np.uint64],
+    sizes: Index,
+    source: Index,
+    places: Index,
+    out: NDArray[np.uint64],
+) -> None:  # pragma: no cover - compiled
+    # Values are far apart: twice as fast as memcpy, as many are on their way at a time.
+    for i in range(len(out)):
+        number, place = source[i], places[i]
+        if number < 0 or number >= len(sizes) or place < 0 or place >= sizes[number]:
+            raise IndexError("there is no such value")
+        out[i] = _word(addresses[number] + np.uint64(place) * np.uint64(8))  # type: ignore[call-arg]
 
 
 def gather_spans_reference(

@@ -96,9 +96,9 @@ def _write(
     addresses = span_addresses(origin.pool, origin.source, origin.at, length)
     if int(length.sum()) < count:
         row, addresses, length = _padded(builder, len(task.labels), row, addresses, length)
+    tokens = np.memmap(builder.path, builder.dtype, "r", offset, count)
     with builder.turn:
         commit.write_from(builder.path, offset, addresses, length * width)
-    tokens = np.memmap(builder.path, builder.dtype, "r", offset, count)
     return block_digest(tokens), tokens
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from mixc_kernels.gather_spans import Pool, gather_spans, make_pool
+from mixc_kernels.gather_spans import Pool, make_pool, take_words
 from numpy.typing import NDArray
 
 from mixc.store.shard import Documents
@@ -28,11 +27,11 @@ class Columns:
 
     def doc_ids(self, shard: Index, local: Index) -> NDArray[np.uint64]:
         """The ids of documents, uint64[m]."""
-        return _taken(self._doc_ids, shard, local, np.uint64)
+        return take_words(self._doc_ids, shard, local)
 
     def begins(self, shard: Index, local: Index) -> Index:
         """Where documents begin in the tokens of their shards, int64[m]."""
-        return _taken(self._offsets, shard, local, np.int64)
+        return take_words(self._offsets, shard, local).view(np.int64)
 
 
 def open_columns(shards: Sequence[Documents]) -> Columns:
@@ -42,9 +41,3 @@ def open_columns(shards: Sequence[Documents]) -> Columns:
         make_pool([shard.doc_id for shard in shards]),
         make_pool([shard.offsets for shard in shards]),
     )
-
-
-def _taken(pool: Pool, shard: Index, local: Index, dtype: type) -> NDArray[Any]:
-    out: NDArray[Any] = np.empty(len(shard), dtype)
-    gather_spans(pool, shard, local, np.arange(len(out)), np.ones(len(out), np.int64), out)
-    return out

@@ -44,11 +44,20 @@ def choose(ids: Ids, lengths: NDArray[np.int64], *, fraction: float, max_tokens:
 
 
 def among(ids: Ids, chosen: Ids) -> NDArray[np.bool_]:
-    """Which of many ids stand in a short list, which is sorted: `np.isin`, which sorts both."""
+    """Which of many ids stand in a short list, which is sorted. Both are hashes of documents.
+
+    Most that do not are told by their last bits; the rest are searched for.
+    """
+    found = np.zeros(len(ids), np.bool_)
     if not len(chosen):
-        return np.zeros(len(ids), np.bool_)
-    place = np.searchsorted(chosen, ids)
-    return np.asarray(chosen[np.minimum(place, len(chosen) - 1)] == ids)
+        return found
+    bits = np.uint64((1 << (16 * len(chosen)).bit_length()) - 1)
+    seen = np.zeros(int(bits) + 1, np.bool_)
+    seen[chosen & bits] = True
+    likely = np.flatnonzero(seen[ids & bits])
+    place = np.minimum(np.searchsorted(chosen, ids[likely]), len(chosen) - 1)
+    found[likely] = chosen[place] == ids[likely]
+    return found
 
 
 def write(folder: Path, held: Mapping[str, Ids]) -> FileRecord:

@@ -1,8 +1,16 @@
+import ctypes
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixc_kernels.gather_spans import gather_spans, gather_spans_reference, make_pool
+from mixc_kernels.gather_spans import (
+    gather_spans,
+    gather_spans_reference,
+    make_pool,
+    span_addresses,
+    take_words,
+)
 
 
 @st.composite
@@ -30,6 +38,42 @@ def test_gathering_equals_the_reference(given_spans):
     gather_spans(pool, *columns, got)
     gather_spans_reference(pool, *columns, wanted)
     assert got.tolist() == wanted.tolist()
+
+
+@settings(deadline=None)
+@given(pooled())
+def test_addresses_are_where_spans_begin(given_spans):
+    pool, source, starts, _, lengths, _ = given_spans
+    addresses, width = span_addresses(pool, source, starts, lengths), pool.values[0].itemsize
+    got = [
+        ctypes.string_at(int(a), int(n) * width) for a, n in zip(addresses, lengths, strict=True)
+    ]
+    spans = zip(source, starts, lengths, strict=True)
+    assert got == [pool.values[s][start : start + n].tobytes() for s, start, n in spans]
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 2**64 - 1), min_size=1), min_size=1, max_size=4), st.data())
+def test_words_are_those_of_their_arrays(lists, data):
+    pool = make_pool([np.array(one, np.uint64) for one in lists])
+    source = data.draw(st.lists(st.integers(0, len(lists) - 1)))
+    places = [data.draw(st.integers(0, len(lists[one]) - 1)) for one in source]
+    got = take_words(pool, np.array(source, np.int64), np.array(places, np.int64))
+    assert got.tolist() == [lists[one][place] for one, place in zip(source, places, strict=True)]
+
+
+@pytest.mark.parametrize(("source", "place"), [(-1, 0), (2, 0), (0, -1), (0, 3), (1, 1)])
+def test_words_that_are_not_there(source, place):
+    pool = make_pool([np.zeros(3, np.int64), np.zeros(1, np.int64)])
+    with pytest.raises(IndexError, match="no such value"):
+        take_words(pool, np.array([source]), np.array([place]))
+    with pytest.raises(IndexError):
+        span_addresses(pool, np.array([source]), np.array([place]), np.array([1]))
+
+
+def test_words_are_of_eight_bytes():
+    with pytest.raises(ValueError, match="8 bytes"):
+        take_words(make_pool([np.zeros(3, np.uint16)]), np.zeros(1, int), np.zeros(1, int))
 
 
 def test_gathers_from_mapped_files_at_odd_addresses(tmp_path):

@@ -228,3 +228,13 @@ def test_a_fraction_of_nothing_holds_nothing_out(tmp_path):
     assert store.domains["web"].held_documents == 0
     assert list(store.held_ids) == []
     assert len(training_ids(store, "web")) == 20
+
+
+_IDS = st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 300))
+
+
+@given(_IDS, _IDS, st.integers(0, 5))
+def test_which_of_many_stand_in_a_short_list(ids, others, both):
+    many = np.array(ids, np.uint64)
+    chosen = np.unique(np.array([*others, *ids[:both]], np.uint64))
+    assert holdout.among(many, chosen).tolist() == np.isin(many, chosen).tolist()

@@ -55,7 +55,8 @@ def assign_ramp(begin: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[
 
 
 @numba.njit(cache=True)
-def _push(heap: NDArray[np.int64], size: int, key: int) -> None:  # pragma: no cover - compiled
+def push(heap: NDArray[np.int64], size: int, key: int) -> None:  # pragma: no cover - compiled
+    """Put a key into a heap of `size`, which then holds one more."""
     at = size
     while at > 0:
         above = (at - 1) >> 1
@@ -67,7 +68,7 @@ def _push(heap: NDArray[np.int64], size: int, key: int) -> None:  # pragma: no c
 
 
 @numba.njit(cache=True)
-def _pop(heap: NDArray[np.int64], size: int) -> int:  # pragma: no cover - compiled
+def pop(heap: NDArray[np.int64], size: int) -> int:  # pragma: no cover - compiled
     """The least key of a heap of `size`; afterwards it holds one less."""
     least, key, at = heap[0], heap[size - 1], 0
     while True:
@@ -98,15 +99,15 @@ def _assign(
     waiting, ready = np.empty(domains, np.int64), np.empty(domains, np.int64)
     waits, stands = 0, 0
     for i in range(domains):
-        _push(waiting, waits, (may[i] + (may_part[i] > 0)) * domains + i)
+        push(waiting, waits, (may[i] + (may_part[i] > 0)) * domains + i)
         waits += 1
     for n in range(1, total + 1):
         while waits and waiting[0] < (n + 1) * domains:
-            i = _pop(waiting, waits) % domains
+            i = pop(waiting, waits) % domains
             waits -= 1
-            _push(ready, stands, must[i] * domains + i)
+            push(ready, stands, must[i] * domains + i)
             stands += 1
-        best = _pop(ready, stands) % domains
+        best = pop(ready, stands) % domains
         stands -= 1
         labels[n - 1] = best
         may[best] += step[best]
@@ -119,12 +120,12 @@ def _assign(
         if must_part[best] >= unit[best]:
             must_part[best] -= unit[best]
             must[best] += 1
-        _push(waiting, waits, (may[best] + (may_part[best] > 0)) * domains + best)
+        push(waiting, waits, (may[best] + (may_part[best] > 0)) * domains + best)
         waits += 1
 
 
 @numba.njit(cache=True)
-def _when(
+def when(
     begin: float, count: float, due: float, total: int
 ) -> float:  # pragma: no cover - compiled
     """The row, not rounded, at which a domain of a ramp is due so many rows; total + 1: never."""
@@ -144,23 +145,23 @@ def _assign_ramp(
     waiting, ready = np.empty(domains, np.int64), np.empty(domains, np.int64)
     waits, stands = 0, 0
     for i in range(domains):
-        may = _when(begin[i], counts[i], least, total)
-        _push(waiting, waits, int(np.ceil(may)) * domains + i)
+        may = when(begin[i], counts[i], least, total)
+        push(waiting, waits, int(np.ceil(may)) * domains + i)
         waits += 1
     for n in range(1, total + 1):
         # Were all limits exact, one would always be ready; rounding may be a row late.
         while waits and (waiting[0] < (n + 1) * domains or not stands):
-            i = _pop(waiting, waits) % domains
+            i = pop(waiting, waits) % domains
             waits -= 1
-            must = _when(begin[i], counts[i], rows[i] + 1 - least, total)
-            _push(ready, stands, int(np.floor(must)) * domains + i)
+            must = when(begin[i], counts[i], rows[i] + 1 - least, total)
+            push(ready, stands, int(np.floor(must)) * domains + i)
             stands += 1
-        best = _pop(ready, stands) % domains
+        best = pop(ready, stands) % domains
         stands -= 1
         labels[n - 1] = best
         rows[best] += 1
-        may = _when(begin[best], counts[best], rows[best] + least, total)
-        _push(waiting, waits, int(np.ceil(may)) * domains + best)
+        may = when(begin[best], counts[best], rows[best] + least, total)
+        push(waiting, waits, int(np.ceil(may)) * domains + best)
         waits += 1
 
 
@@ -208,7 +209,8 @@ def _worst(
 
 
 @numba.njit(cache=True)
-def _due(begin: float, count: float, part: float) -> float:  # pragma: no cover - compiled
+def rows_due(begin: float, count: float, part: float) -> float:  # pragma: no cover - compiled
+    """The rows of a domain of a ramp that are due after a part of all rows."""
     return begin * part + (count - begin) * (part * part)
 
 
@@ -224,11 +226,11 @@ def _worst_ramp(
             i = labels[n]
             if last[i] != first:
                 last[i] = first
-                worst = max(worst, abs(seen[i] - _due(begin[i], counts[i], first / total)))
+                worst = max(worst, abs(seen[i] - rows_due(begin[i], counts[i], first / total)))
             seen[i] += 1
         for n in range(first, end):
             i = labels[n]
-            worst = max(worst, abs(seen[i] - _due(begin[i], counts[i], end / total)))
+            worst = max(worst, abs(seen[i] - rows_due(begin[i], counts[i], end / total)))
     for i in range(len(counts)):
         worst = max(worst, abs(seen[i] - counts[i]))
     return worst

@@ -6,6 +6,12 @@ Each stage is ordered by itself: its borders are whole rows for every domain, an
 from __future__ import annotations
 
 import numpy as np
+from mixc_kernels.block_order import (
+    assign_blocks,
+    assign_blocks_of_ramp,
+    rounding,
+    shuffle_blocks,
+)
 from mixc_kernels.chairman import assign, assign_ramp, worst_error
 from numpy.typing import NDArray
 
@@ -14,7 +20,7 @@ from mixc.rng import Stream
 
 Index = NDArray[np.int64]
 Labels = NDArray[np.uint16]
-_ROUNDING = 1e-6  # of the limits of ramps, in rows
+_WORDS = 1 << 20  # random words held at a time
 
 
 def schedule_order(schedule: Schedule, *, shuffle_block: int, seed: int) -> Labels:
@@ -45,21 +51,19 @@ def domain_order(
     """The domain of each row, uint16[R], from rows per domain, int64[K].
 
     `begin` is where a ramp of weights begins (`Stage.begin`), `first` the number of its first
-    row. At every block's end the counts are those of the unshuffled order, so its bound holds
-    there.
+    row. The bound holds at every block's end, of blocks of one row at every row.
     """
-    labels = assign(rows) if begin is None else assign_ramp(begin, rows)
     if shuffle_block == 1:
-        return labels
-    stream = Stream(seed, "order")
-    whole = len(labels) // shuffle_block * shuffle_block
-    step = max(1, (1 << 22) // shuffle_block) * shuffle_block
-    for start in range(0, whole, step):
-        part = labels[start : min(start + step, whole)].reshape(-1, shuffle_block)
-        keys = stream.words(part.size, first + start).reshape(part.shape)
-        part[:] = np.take_along_axis(part, np.argsort(keys, axis=1, kind="stable"), axis=1)
-    rest = labels[whole:]
-    rest[:] = rest[np.argsort(stream.words(len(rest), first + whole), kind="stable")]
+        return assign(rows) if begin is None else assign_ramp(begin, rows)
+    labels = (
+        assign_blocks(rows, shuffle_block)
+        if begin is None
+        else assign_blocks_of_ramp(begin, rows, shuffle_block)
+    )
+    stream, step = Stream(seed, "order"), -(-_WORDS // shuffle_block) * shuffle_block
+    for start in range(0, len(labels), step):
+        part = labels[start : start + step]
+        shuffle_blocks(part, shuffle_block, stream.words(len(part), first + start))
     return labels
 
 
@@ -76,4 +80,4 @@ def prefix_error(
 def bound(rows: Index, *, ramp: bool = False) -> float:
     """Tijdeman's bound for the domains that have rows; of a ramp, with what its limits round."""
     used = int(np.count_nonzero(rows))
-    return 0.0 if used < 2 else 1 - 1 / (2 * used - 2) + ramp * _ROUNDING
+    return 0.0 if used < 2 else 1 - 1 / (2 * used - 2) + ramp * rounding(int(rows.sum()))

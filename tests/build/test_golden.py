@@ -10,10 +10,10 @@ from mixc.store.hashes import hash_file
 CORPUS = random_corpus(11, {"code": (60, 20), "prose": (20, 60), "web": (90, 9)})
 MIXTURE = {"rows": 120, "seq_len": 16, "max_epochs": 3, "formats": ["nanogpt", "megatron"]}
 HELD = {"fraction": 0.1}
-STREAM = "0f86da2b23d61db5406f58ea27312ed1"
-SOURCES = "23f49abbd7b6bb219cdbd3af0943bc46"
+STREAM = "4acc0a5d7c71a0a8d977eb90e1510c13"
+SOURCES = "2154494dd5eab7934c9e47dbe2b2ff5d"
 KEY = "6825d0cce0323268aa2a95a94f8fbd94"
-TRAIN = "a18a0b4cfd588f05637327b19703c58f"
+TRAIN = "1a3b5f7b9b760432958c780d2a57fdfb"
 
 
 def test_a_plain_recipe_gives_the_bytes_it_always_gave(tmp_path):

@@ -78,6 +78,7 @@ class Bench:
     python: Path | None
     writes: dict[str, list[Usage]] = field(default_factory=dict)
     reads: dict[str, list[tuple[Usage, dict[str, Any]]]] = field(default_factory=dict)
+    alone: dict[str, list[float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     failed: bool = False
 
@@ -139,6 +140,11 @@ def commands(bench: Bench) -> dict[str, list[str]]:
     for key, name in WRITERS_OF.items():
         if key in only:
             found[name] = bench.peer(f"write-{key}", str(bench.out))
+        if key in only and key in WRITERS:
+            writer = str(_HERE / "write_format.py")
+            found[f"mixc's writer of {key}"] = [
+                *(sys.executable, writer, key, str(bench.folder), str(bench.out))
+            ]
     return found
 
 
@@ -154,6 +160,8 @@ def write_all(bench: Bench) -> None:
         for name, command in peers.items():
             if done := bench.run(name, command):
                 bench.writes.setdefault(name, []).append(done[0])
+                if "seconds" in done[1]:
+                    bench.alone.setdefault(name, []).append(done[1]["seconds"])
 
 
 def read_all(bench: Bench, job: dict[str, Any]) -> None:
@@ -236,7 +244,9 @@ def give_domain(store: Store, name: str, folder: Path, seq_len: int) -> None:
 def render(about: dict[str, Any]) -> str:
     """All tables and notes."""
     return "\n\n".join(
-        part for part in (_about(about), _writes(about), _reads(about), _notes(about)) if part
+        part
+        for part in (_about(about), _writes(about), _alone(about), _reads(about), _notes(about))
+        if part
     )
 
 
@@ -297,6 +307,15 @@ def _reads(about: dict[str, Any]) -> str:
             )
         )
     return table(("reading", "first row s", "rows/s", "largest MB"), lines) if lines else ""
+
+
+def _alone(about: dict[str, Any]) -> str:
+    lines = [
+        (name, _spread(mine), f"{about['rows'] / median(mine):,.0f}")
+        for name, mine in about["alone"].items()
+    ]
+    heads = ("writing of rows that are there, imports left out", "s", "rows/s")
+    return table(heads, lines) if lines else ""
 
 
 def _notes(about: dict[str, Any]) -> str:
@@ -378,6 +397,7 @@ def main() -> int:
             name: [(asdict(usage), found) for usage, found in runs]
             for name, runs in bench.reads.items()
         },
+        "alone": bench.alone,
         "notes": bench.notes,
     }
     if arguments.json:

@@ -23,7 +23,7 @@ _LABEL = 2
 
 
 def memory_bytes(plan: BuildPlan, store: Store, *, workers: int, twice: bool = False) -> int:
-    """About the resident memory of `build` by so many workers, pages of the store left out.
+    """About the memory of `build` by so many workers, without pages of the files it maps.
 
     `twice`: whether it gathers in two passes.
 
@@ -50,6 +50,7 @@ def memory_bytes(plan: BuildPlan, store: Store, *, workers: int, twice: bool = F
     buckets = twice * (workers + 1) * bucket_bytes(plan.bytes)
     length = max(1, int(tokens.sum()) // max(1, int(documents.sum())))
     spans = rows * (1 + plan.row_len // length)
+    # As many blocks as are under way, where staged ones are read again.
     blocks = rows * plan.row_len * plan.spec.dtype.itemsize * (workers + 1)
     blocks += spans * _SPAN * workers + buckets
     return int(_PROCESS + labels + streams.sum() + passing.sum() + blocks)

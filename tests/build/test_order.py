@@ -14,8 +14,8 @@ from mixc.rng import Stream
 
 @st.composite
 def orders(draw):
-    """(rows of 2 to 100 domains, shuffle_block, seed)."""
-    domains = draw(st.integers(2, 100))
+    """(rows of 2 to 1000 domains, shuffle_block, seed)."""
+    domains = draw(st.integers(2, 100) | st.integers(100, 1000))
     generator = np.random.default_rng(draw(st.integers(0, 2**32)))
     weights = np.exp(draw(st.floats(0, 4)) * generator.standard_normal(domains))
     total = draw(st.integers(1, 4000))

@@ -55,11 +55,11 @@ def write_mds(folder: Path, job: dict[str, Any], out: str) -> dict[str, Any]:
     without_torchvision()
     from streaming import MDSWriter
 
-    rows = rows_of(folder, job)
+    rows, start = rows_of(folder, job), time.perf_counter()
     with MDSWriter(out=out, columns={"tokens": f"ndarray:uint16:{job['seq_len']}"}) as writer:
         for row in rows:
             writer.write({"tokens": row})
-    return {"rows": len(rows)}
+    return {"rows": len(rows), "seconds": time.perf_counter() - start}
 
 
 class Window:
@@ -78,7 +78,7 @@ class Window:
 def write_litdata(folder: Path, job: dict[str, Any], out: str) -> dict[str, Any]:
     from litdata import TokensLoader, optimize
 
-    count = len(rows_of(folder, job))
+    count, start = len(rows_of(folder, job)), time.perf_counter()
     optimize(
         fn=Window(str(folder / "stream.bin"), job["seq_len"]),
         inputs=list(range(0, count, _WINDOW)),
@@ -87,7 +87,7 @@ def write_litdata(folder: Path, job: dict[str, Any], out: str) -> dict[str, Any]
         chunk_size=job["seq_len"] * _WINDOW,
         item_loader=TokensLoader(block_size=job["seq_len"]),
     )
-    return {"rows": count}
+    return {"rows": count, "seconds": time.perf_counter() - start}
 
 
 def interleaved(folder: Path, job: dict[str, Any]) -> Any:

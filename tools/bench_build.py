@@ -98,7 +98,7 @@ class Bench:
         os.sync()  # what earlier runs left is nobody's to write
         say(f"{name} ...", end="")
         cores = self.arguments.workers
-        usage = measure(command, cores=cores, log=log, env=env, cwd=self.folder)
+        usage = measure(command, cores=cores, log=log, env=env, cwd=self.folder, shares=False)
         say(f" {usage.wall:.2f} s, {usage.cpu:.2f} s CPU")
         lines = log.read_text(errors="replace").strip().splitlines() or [""]
         if usage.code:

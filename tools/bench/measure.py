@@ -39,9 +39,18 @@ class Usage:
 
 
 def measure(
-    command: Sequence[str], *, cores: int, log: Path, env: Mapping[str, str], cwd: Path
+    command: Sequence[str],
+    *,
+    cores: int,
+    log: Path,
+    env: Mapping[str, str],
+    cwd: Path,
+    shares: bool = True,
 ) -> Usage:
-    """Run `command` pinned to the first `cores` cores; its output goes to the file `log`."""
+    """Run `command` pinned to the first `cores` cores; its output goes to the file `log`.
+
+    Without `shares` the tree's are not looked at: it takes long where gigabytes are mapped.
+    """
     chosen = sorted(os.sched_getaffinity(0))[:cores]
     if len(chosen) < cores:
         raise SystemExit(f"{cores} cores are wanted, and there are {len(chosen)}")
@@ -53,7 +62,7 @@ def measure(
     with log.open("wb") as output:
         start = time.perf_counter()
         process = subprocess.Popen(line, stdout=output, stderr=output, env=env, cwd=cwd)
-        watcher = threading.Thread(target=_watch, args=(process.pid, memory, done))
+        watcher = threading.Thread(target=_watch, args=(process.pid, memory, done, shares))
         watcher.start()
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - start
@@ -78,7 +87,7 @@ def _reap_orphans(before: set[int]) -> float:
     return cpu
 
 
-def _watch(root: int, memory: list[float], done: threading.Event) -> None:
+def _watch(root: int, memory: list[float], done: threading.Event, shares: bool) -> None:
     for look in count():
         if done.wait(_EVERY):
             return
@@ -87,7 +96,7 @@ def _watch(root: int, memory: list[float], done: threading.Event) -> None:
         while more := {pid for one in tree for pid in _children(one, parents)} - tree:
             tree |= more
         memory[0] = max(memory[0], *(_kb(pid, "status", "VmHWM") for pid in tree))
-        if look % _SHARES_EVERY == 0:
+        if shares and look % _SHARES_EVERY == 0:
             memory[1] = max(memory[1], sum(_kb(pid, "smaps_rollup", "Pss") for pid in tree))
         memory[2] = max(memory[2], sum(_kb(pid, "status", "RssAnon") for pid in tree))
 

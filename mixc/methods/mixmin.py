@@ -1,0 +1,152 @@
+"""MixMin: the mix whose ensemble of single-domain models is best (arXiv:2502.10510).
+
+One cheap model is trained on each domain alone. For a large enough class of models, the best model
+of a mix predicts by the mix of the domains' own models: the search for weights, a problem of two
+levels, becomes min over the simplex of the cross-entropy of sum_s w_s p_s(y | x) on the target,
+which is convex and needs no further training. With S domains it costs S runs, of a model and length
+that may be small, and S numbers for each held-out token.
+
+The target is the mean over the holdouts of all domains, or of those in `target`, of bits per byte.
+A domain's own model is the best at its own holdout, so with all domains as the target the weights
+go little from uniform; MixMin is meant for a target of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from mixc.errors import MixcError
+from mixc.recipe import Strict
+from mixc.rng import Stream
+from mixc.solve.problem import Problem, Solution
+
+if TYPE_CHECKING:
+    from mixc.solve.lab import Lab
+
+Real = NDArray[np.float64]
+_BLOCK, _DRAWS, _LEVEL = 256, 200, 0.95
+_GAP, _STEPS = 1e-9, 100_000
+
+
+class Options(Strict):
+    """What the mix shall be good at."""
+
+    target: tuple[str, ...] = Field(
+        default=(), strict=False, description="domains whose holdout counts; none: all"
+    )
+    sources: tuple[str, ...] = Field(
+        default=(), strict=False, description="domains that may have weight; none: all"
+    )
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """The best weights float64[S], their cross-entropy in nats, and how far that is from the
+    least one at most.
+    """
+
+    weights: Real
+    value: float
+    gap: float
+
+
+def mix_models(losses: Real, share: Real, *, gap: float = _GAP) -> Mixed:
+    """argmin over w on the simplex of sum_n share_n * -log sum_s w_s exp(-losses[n, s]).
+
+    losses [N, S] in nats, of each token under each domain's model; share [N] sums to one. By the
+    multiplicative step w_s <- w_s * sum_n share_n p_s(n) / p_w(n), which lowers the convex
+    objective each time; it is never further from the least than the largest factor is from one.
+    """
+    least = losses.min(axis=1)
+    density = np.exp(least[:, None] - losses)
+    weights = np.full(losses.shape[1], 1 / losses.shape[1])
+    for _ in range(_STEPS):
+        factor = (share / (density @ weights)) @ density
+        if factor.max() - 1 <= gap:
+            break
+        weights = weights * factor
+        weights /= weights.sum()
+    value = float(share @ (least - np.log(density @ weights)))
+    return Mixed(weights, value, float(factor.max()) - 1)
+
+
+def solve(problem: Problem, options: Options) -> Solution:
+    """Train a model on each source, score the target's holdout with each, and mix.
+
+    The interval of a weight is a bootstrap over blocks of held-out tokens: it does not see the
+    noise of the models' training. Raises MX008 for a domain that is not there, MX051 for a target
+    that holds nothing out.
+    """
+    sources, target = _chosen(problem, options.sources), _chosen(problem, options.target)
+    held = []
+    tokens, flops, bits = 0, 0.0, {}
+    for number in sources:
+        name = problem.domains[number]
+        alone = np.zeros(len(problem.domains))
+        alone[number] = 1.0
+        trained = problem.lab.train(f"only-{name}", problem.lab.batches(alone))
+        tokens, flops = tokens + trained.tokens, flops + trained.flops
+        held.append(problem.lab.held_losses(trained.model))
+        bits[f"only {name}"] = problem.lab.bits_per_byte(trained.model)
+    groups = [np.stack([one[k] for one in held], axis=1).astype(np.float64) for k in target]
+    if not any(len(group) for group in groups):
+        raise MixcError(
+            "MX051",
+            "the target of mixmin holds no token out",
+            help="raise holdout.fraction, or name other domains under solve.mixmin.target",
+        )
+    losses, share = _joined(groups, _bytes(problem.lab, target))
+    found = mix_models(losses, share).weights
+    low, high = _interval(losses, share, seed=problem.seed)
+    return Solution(
+        weights=_spread(found, sources, len(problem.domains)),
+        low=_spread(np.minimum(low, found), sources, len(problem.domains)),
+        high=_spread(np.maximum(high, found), sources, len(problem.domains)),
+        bits_per_byte=bits,
+        tokens=tokens,
+        flops=flops,
+        environment=problem.lab.environment(),
+    )
+
+
+def _chosen(problem: Problem, names: tuple[str, ...]) -> list[int]:
+    if unknown := set(names) - set(problem.domains):
+        raise MixcError("MX008", f"mixmin names a domain that is not there: '{min(unknown)}'")
+    return [i for i, name in enumerate(problem.domains) if not names or name in names]
+
+
+def _bytes(lab: Lab, target: list[int]) -> list[int]:
+    """UTF-8 bytes of each target domain's holdout."""
+    return [lab.held_bytes(number) for number in target]
+
+
+def _joined(groups: list[Real], sizes: list[int]) -> tuple[Real, Real]:
+    """Tokens of all groups, and what each counts for: groups as bits per byte, alike."""
+    some = [(group, size) for group, size in zip(groups, sizes, strict=True) if len(group)]
+    share = np.concatenate([np.full(len(group), 1 / size) for group, size in some])
+    return np.concatenate([group for group, _ in some]), share / share.sum()
+
+
+def _interval(losses: Real, share: Real, *, seed: int) -> tuple[Real, Real]:
+    """Low and high of each weight, [S]: a bootstrap over blocks of 256 tokens that follow."""
+    blocks = -(-len(losses) // _BLOCK)
+    of = np.arange(len(losses)) // _BLOCK
+    draws = []
+    for draw in range(_DRAWS):
+        taken = (Stream(seed, "mixmin", epoch=draw).uniforms(blocks) * blocks).astype(np.int64)
+        again = share * np.bincount(taken, minlength=blocks)[of]
+        if again.sum() > 0:
+            draws.append(mix_models(losses, again / again.sum(), gap=1e-4).weights)
+    tail = (1 - _LEVEL) / 2
+    return np.quantile(draws, tail, axis=0), np.quantile(draws, 1 - tail, axis=0)
+
+
+def _spread(values: Real, places: list[int], count: int) -> Real:
+    out = np.zeros(count)
+    out[places] = values
+    return out

@@ -17,7 +17,7 @@ from torch import Tensor
 
 # Named, as its default changes between versions of Triton, and bits with it.
 _FUSED = {"enable_fp_fusion": True}
-# Wider tiles read less from the L2 cache, but Triton 3.9 then spills registers.
+# Wider tiles would read less from the L2 cache, but spill registers.
 _HALF = {"BN": 128, "BV": 128, "BD": 64, "num_warps": 8, "num_stages": 3, **_FUSED}
 # Without tensor cores, which would round float32 to 10 bits.
 _FLOAT = {"BN": 128, "BV": 64, "BD": 32, "num_warps": 8, "num_stages": 3, **_FUSED}
@@ -59,7 +59,7 @@ def _score_spans(
     pick = tl.zeros([BN], tl.float32)
     begin = tl.program_id(1) * SPAN
     end = tl.minimum(begin + SPAN, vocab)
-    while begin < end:  # a range with ends in tensors, Triton 3.6 does not interpret on new numpy
+    while begin < end:  # Triton 3.6 cannot interpret a range of tensors on new numpy
         column = begin + tl.arange(0, BV)
         inside = tl.minimum(column, vocab - 1).to(tl.int64)
         w_at = weight + inside[None, :] * weight_stride + depth[:, None]

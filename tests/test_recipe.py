@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mixc import recipe
 from mixc.errors import MixcError, MixcErrors
 from mixc.recipe import Recipe
-from mixc.recipe_schema import parse_quantity
+from mixc.recipe_types import parse_quantity
 from mixc.registry import METHODS, READERS, WRITERS
 
 GOOD = """\

@@ -22,7 +22,7 @@ from mixc.recipe import Proxy
 from mixc.rows.stream import DomainStream
 from mixc.solve import runs
 from mixc.solve.runs import MixRun
-from mixc.solve.trainer import Trainer, environment
+from mixc.solve.trainer import QUIETLY, Running, Trainer, environment
 from mixc.store.hashes import key_of
 from mixc.store.store import Store
 
@@ -49,7 +49,7 @@ class Lab:
 
     `staging` is where checkpoints go and `folder` where runs on fixed mixes are kept; without
     them nothing is written. `key` names what trainings depend on beside store and proxy options:
-    the method and its options.
+    the method and its options. Nothing that is found depends on `running`.
     """
 
     def __init__(
@@ -61,9 +61,10 @@ class Lab:
         staging: Path | None = None,
         folder: Path | None = None,
         key: str = "",
+        running: Running = QUIETLY,
     ) -> None:
         self.store, self.options, self.seed = store, options, seed
-        self.staging, self.folder, self.key = staging, folder, key
+        self.staging, self.folder, self.key, self.running = staging, folder, key, running
         self.domains = tuple(store.domains)
 
     @property
@@ -86,6 +87,8 @@ class Lab:
             steps=self.options.steps,
             learning_rate=self.options.learning_rate,
             device=self.options.device,
+            precision=self.options.precision,
+            compile=self.options.compile,
             seed=self.seed,
         )
         return replace(options, **changes)
@@ -93,8 +96,13 @@ class Lab:
     @cached_property
     def trainer(self) -> Trainer:
         """What trains the models of this run, under `train_options`."""
-        key = key_of([self.key, self.store.store_hash])
-        return Trainer(self.train_options(), folder=self.staging, key=key)
+        return Trainer(
+            self.train_options(),
+            folder=self.staging,
+            key=key_of([self.key, self.store.store_hash, self.batch_rows, self.seed]),
+            domains=self.domains,
+            running=self.running,
+        )
 
     def train(
         self,
@@ -126,7 +134,7 @@ class Lab:
                 "options": asdict(options),
                 "rows": [self.batch_rows, self.seed],
                 "store": self.store.store_hash,
-                "environment": environment(options.device),
+                "environment": environment(options),
             }
         )
         path = None if self.folder is None else self.folder / f"{key}.json"
@@ -238,7 +246,7 @@ class Lab:
 
     def environment(self) -> dict[str, str]:
         """What training repeats to the bit under."""
-        return environment(self.options.device)
+        return environment(self.train_options())
 
     def _held_stream(self, domain: str) -> tuple[NDArray[np.int64], int]:
         """A domain's held-out documents end to end, and the UTF-8 bytes of their text."""

@@ -21,6 +21,7 @@ FLOORS = [
     {"tokenize", "proxy", "build"},
     {"solve", "verify", "inspect", "diff"},
     {"methods", "pipeline"},
+    {"compare"},
     {"cli"},
     {"__main__"},
 ]

@@ -89,20 +89,23 @@ class Sampler:
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step."""
-        read = self._read(step)
-        tokens = np.concatenate([values for _, _, values in read])
+        tokens = np.concatenate([values for _, values in self._read(step)])
         wide = tokens.astype(np.int64) if self._ids is None else self._ids[tokens]
-        sizes = [len(rows) for _, rows, _ in read]
-        return Batch(wide, np.repeat([domain for domain, _, _ in read], sizes))
+        return Batch(wide, self.domains(step))
+
+    def domains(self, step: int) -> Index:
+        """The domain of each row of a step's batch, int64[B]."""
+        _, counts = self._at(step)
+        return np.repeat(np.arange(len(counts)), counts)
 
     def rows(self, step: int) -> Index:
         """The number in its domain's stream of each row of a step's batch, int64[B]."""
-        return np.concatenate([rows for _, rows, _ in self._read(step)])
+        return np.concatenate([rows for rows, _ in self._read(step)])
 
-    def _read(self, step: int) -> list[tuple[int, Index, NDArray[np.generic]]]:
+    def _read(self, step: int) -> list[tuple[Index, NDArray[np.generic]]]:
         before, counts = self._at(step)
         return [
-            (k, *self._decks.read(k, int(before[k]), int(counts[k])))
+            self._decks.read(k, int(before[k]), int(counts[k]))
             for k in np.flatnonzero(counts).tolist()
         ]
 

@@ -29,7 +29,7 @@ ENGINES = ("auto", "fastokens", "gigatoken", "tokenizers")
 REMOTE = ("s3", "gs", "https", "http", "hf")
 WEIGHT_WORDS = ("solved", "natural", "uniform", "unimax")
 RECIPE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-LATER_KEYS = ("stages", "row_len", "packing", "document_weights")
+LATER_KEYS = ("stages", "row_len", "packing", "document_weights", "match_repetition", "vocab")
 RESERVED_NAMES = ("manifest.json", "tokenizer.json", "holdout.arrow")
 DOMAIN_NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 
@@ -294,6 +294,10 @@ class Proxy(Strict):
     seq_len: int = Field(default=256, ge=2, le=65536, description="tokens in a row")
     learning_rate: float | None = Field(default=None, gt=0, description="by default the preset's")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to train")
+    vocab: Literal["auto", "full"] | Annotated[int, Field(ge=64)] = Field(
+        default="auto",
+        description="ids it tells apart; auto: fewer where its output would dominate",
+    )
 
 
 class Solve(Strict):
@@ -301,6 +305,10 @@ class Solve(Strict):
 
     method: MethodName = Field(description="the method; its options stand under its own name")
     proxy: Proxy = Field(default=Proxy(), description="the small model that is trained")
+    match_repetition: Literal["auto"] | bool = Field(
+        default="auto",
+        description="show it so little of each domain that it repeats it as often as the mixture",
+    )
 
     @property
     def options(self) -> Strict:
@@ -393,6 +401,12 @@ class Mixture(Strict):
         return self.seq_len + (self.row_len == "seq_len+1")
 
 
+def _drop_later(section: Strict, plain: dict[str, Any]) -> None:
+    for key, field in type(section).model_fields.items():
+        if key in LATER_KEYS and getattr(section, key) == field.default:
+            del plain[key]
+
+
 class Recipe(Strict):
     """A recipe, as `mixc.recipe.load` returns it."""
 
@@ -471,11 +485,12 @@ class Recipe(Strict):
         """
         data: dict[str, Any] = self.model_dump(mode="json")
         # A key that says nothing new must change no recipe's hash.
-        for key in LATER_KEYS:
-            if getattr(self.mixture, key) == Mixture.model_fields[key].default:
-                del data["mixture"][key]
+        _drop_later(self.mixture, data["mixture"])
         data["workdir"] = self.workdir or f"build/{self.name}"
-        if isinstance(solve := data["solve"], dict):
+        if self.solve is not None:
+            solve = data["solve"]
+            _drop_later(self.solve, solve)
+            _drop_later(self.solve.proxy, solve["proxy"])
             data["solve"] = {
                 key: value
                 for key, value in solve.items()

@@ -35,17 +35,18 @@ Losses = NDArray[np.float32]
 
 
 def cached_losses(
-    model: Model, batches: Sampler, steps: int, folder: Path, key: dict[str, Any]
+    model: Model, batches: Sampler, folder: Path, key: dict[str, Any], name: str = "reference"
 ) -> Callable[[int], Losses]:
     """The model's loss on each token but the first of each row of a step's batch, in nats.
 
-    Returns a function from the step to float32[B, L - 1]. Rows of the first `steps` batches whose
-    losses are not in `folder` are scored now, where the model is. `key` names all that losses
-    depend on beside the model: tokenizer, store, how rows are cut and numbered, and the machine.
+    Returns a function from the step to float32[B, L - 1]. Rows of the known batches whose losses
+    are not in `folder` are scored now, on the device that holds the model. `key` (plain data)
+    names all that losses depend on beside the model: tokenizer, store, how rows are cut and
+    numbered, and the machine.
     """
     key = {"algorithm": ALGORITHM, "dtype": "float32", "model": weights_hash(model)} | key
     known = _Known(folder, key)
-    _score(model, batches, steps, known)
+    _score(model, batches, known, name)
     return lambda step: known.read(_ids(batches, step))
 
 
@@ -86,7 +87,7 @@ class _Known:
         new = np.array([name not in self._waiting for name in ids[first].tolist()], bool)
         for names, _, _ in self._tables:
             new &= ~_among(names, ids[first])[1]
-        return first[new]
+        return np.asarray(first[new], np.int64)
 
     def read(self, ids: Index) -> Losses:
         """The losses of rows that are in tables, [n, L - 1]."""
@@ -127,9 +128,10 @@ def _among(names: Index, ids: Index) -> tuple[Index, NDArray[np.bool_]]:
     return at, names[at] == ids
 
 
-def _score(model: Model, batches: Sampler, steps: int, known: _Known) -> None:
+def _score(model: Model, batches: Sampler, known: _Known, name: str) -> None:
     """Score the rows of the batches that are not known."""
-    with progress.task("score with reference", steps, "batches") as bar:
+    steps = batches.known_steps or 0
+    with progress.task(f"score with {name}", steps, "batches") as bar:
         for step in range(steps):
             ids = _ids(batches, step)
             if len(new := known.missing(ids)):

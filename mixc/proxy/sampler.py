@@ -80,11 +80,19 @@ class Sampler:
     """`Batches`: the batch of a step. Its rows stand by domain, each domain's in deck order.
 
     `ids` maps the store's token ids to those of the model, int64[V]; by default they are the same.
+    `known_steps` batches follow from the counts alone; None: counts may depend on the run itself.
     Steps are cheapest in order; an earlier one than the last is counted anew from step 0.
     """
 
-    def __init__(self, decks: Decks, counts: Counts, ids: Index | None = None) -> None:
+    def __init__(
+        self,
+        decks: Decks,
+        counts: Counts,
+        ids: Index | None = None,
+        known_steps: int | None = None,
+    ) -> None:
         self._decks, self._counts, self._ids = decks, counts, ids
+        self.known_steps = known_steps
         self._begin()
 
     def __call__(self, step: int) -> Batch:

@@ -43,6 +43,11 @@ class Vocabulary:
     ids: NDArray[np.int64]
     extra: Real
 
+    @property
+    def key(self) -> list[int]:
+        """What tells it from others of the same store."""
+        return [ALGORITHM, self.size]
+
     @staticmethod
     def full(size: int) -> Vocabulary:
         """All ids as they are."""
@@ -82,7 +87,7 @@ def frequencies(store: Store, folder: Path | None = None) -> Real:
     key = {"algorithm": ALGORITHM, "what": "frequencies", "store": store.store_hash}
     if folder is not None:
         for table in cache.kept(folder, key):
-            return view(table.column("frequency"))
+            return np.asarray(view(table.column("frequency")), np.float64)
     found = _count(store)
     if folder is not None:
         cache.keep(folder, key, pa.RecordBatch.from_arrays([column(found)], ["frequency"]))

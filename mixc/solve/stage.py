@@ -22,8 +22,8 @@ from mixc.store import commit
 from mixc.store.hashes import FileRecord, check_file, key_of, seal
 from mixc.store.store import Store
 
-ALGORITHM = 1  # a change of what methods find, from the same store and options, raises it
-RUNS = Path("solve", "runs")  # what training on fixed mixes came to, for later solves too
+ALGORITHM = 2  # a change of what methods find, from the same store and options, raises it
+KEPT = "solve"  # in the workdir: what may serve later solves
 _CPU_SHARE = 0.4  # of a large product's speed, what training a small model reaches on a CPU
 BASELINES = ("natural", "uniform", "unimax")
 
@@ -31,8 +31,8 @@ BASELINES = ("natural", "uniform", "unimax")
 def make_problem(recipe: Recipe, store: Store, staging: Path | None = None) -> Problem:
     """The recipe's domains as a problem for methods.
 
-    Trainings keep their checkpoints in `staging`, and runs on fixed mixes stay in the workdir's
-    `solve/runs/`; without a staging folder nothing is written.
+    Trainings keep their checkpoints in `staging`, and what may serve later solves stays in the
+    workdir's `solve/`; without a staging folder nothing is written.
     """
     options = recipe.mixture
     if not any(domain.training_tokens for domain in store.domains.values()):
@@ -51,12 +51,34 @@ def make_problem(recipe: Recipe, store: Store, staging: Path | None = None) -> P
             proxy,
             seed=recipe.seed,
             staging=staging,
-            folder=None if staging is None else recipe.workdir_path / RUNS,
+            folder=None if staging is None else recipe.workdir_path / KEPT,
             key="" if staging is None else weights_key(recipe, store),
+            target_tokens=_matched_tokens(recipe),
         ),
         target_tokens=options.row_count * options.row_tokens,
         max_epochs=options.max_epochs,
     )
+
+
+def _matched_tokens(recipe: Recipe) -> int | None:
+    """The mixture's tokens, if small models shall repeat domains as often as it does.
+
+    Raises MX007 if they shall without fail, but are trained on no fewer tokens than it has.
+    """
+    if recipe.solve is None or recipe.solve.match_repetition is False:
+        return None
+    target = recipe.mixture.row_count * recipe.mixture.row_tokens
+    proxy = recipe.solve.proxy
+    run = proxy.steps * proxy.batch_tokens
+    if recipe.solve.match_repetition is True and run >= target:
+        raise MixcError(
+            "MX007",
+            f"a small model is trained on {run} tokens, the mixture has {target}: it cannot see "
+            "so little that it repeats domains as often",
+            place=recipe.place("solve", "match_repetition"),
+            help="set it to auto, or lower solve.proxy.steps or solve.proxy.batch_tokens",
+        )
+    return target
 
 
 def run_method(name: str, problem: Problem, options: object = None) -> Solution:
@@ -70,7 +92,9 @@ def weights_key(recipe: Recipe, store: Store) -> str:
     """The key of everything that the weights depend on."""
     assert recipe.solve is not None
     options = recipe.mixture
-    reads = METHODS[recipe.solve.method].reads_mixture
+    method = METHODS[recipe.solve.method]
+    matched = method.forward_passes > 0 and _matched_tokens(recipe) is not None
+    reads = method.reads_mixture or matched
     return key_of(
         {
             "algorithm": ALGORITHM,
@@ -102,8 +126,9 @@ def estimate(recipe: Recipe, store: Store) -> dict[str, Any]:
     from mixc.proxy.presets import PRESETS, flops_per_token
 
     proxy, passes = recipe.solve.proxy, METHODS[recipe.solve.method].forward_passes
-    tokens = proxy.steps * make_problem(recipe, store).lab.batch_rows * (proxy.seq_len - 1)
-    forward = flops_per_token(PRESETS[proxy.preset], store.vocab_size, proxy.seq_len - 1)
+    lab = make_problem(recipe, store).lab
+    tokens = proxy.steps * lab.batch_rows * (proxy.seq_len - 1)
+    forward = flops_per_token(PRESETS[proxy.preset], lab.vocab_size, proxy.seq_len - 1)
     flops = passes * forward * tokens
     return {
         "method": recipe.solve.method,

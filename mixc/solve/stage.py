@@ -41,44 +41,40 @@ def make_problem(recipe: Recipe, store: Store, staging: Path | None = None) -> P
             "no domain has a token to train on",
             help="give the domains more documents, or lower holdout.fraction",
         )
-    proxy = recipe.solve.proxy if recipe.solve is not None else Proxy()
+    key = "" if staging is None else weights_key(recipe, store)
     return Problem(
         domains=tuple(store.domains),
         tokens=np.array([domain.training_tokens for domain in store.domains.values()], np.int64),
         seed=recipe.seed,
-        lab=Lab(
-            store,
-            proxy,
-            seed=recipe.seed,
-            staging=staging,
-            folder=None if staging is None else recipe.workdir_path / KEPT,
-            key="" if staging is None else weights_key(recipe, store),
-            target_tokens=_matched_tokens(recipe),
-        ),
+        lab=_lab(recipe, store, staging, key),
         target_tokens=options.row_count * options.row_tokens,
         max_epochs=options.max_epochs,
     )
 
 
-def _matched_tokens(recipe: Recipe) -> int | None:
-    """The mixture's tokens, if small models shall repeat domains as often as it does.
-
-    Raises MX007 if they shall without fail, but are trained on no fewer tokens than it has.
-    """
-    if recipe.solve is None or recipe.solve.match_repetition is False:
-        return None
+def _lab(recipe: Recipe, store: Store, staging: Path | None = None, key: str = "") -> Lab:
+    """The recipe's small models. Raises MX007 if they cannot repeat domains as they shall."""
+    solve = recipe.solve
+    proxy, match = (Proxy(), False) if solve is None else (solve.proxy, solve.match_repetition)
     target = recipe.mixture.row_count * recipe.mixture.row_tokens
-    proxy = recipe.solve.proxy
-    run = proxy.steps * proxy.batch_tokens
-    if recipe.solve.match_repetition is True and run >= target:
+    lab = Lab(
+        store,
+        proxy,
+        seed=recipe.seed,
+        staging=staging,
+        folder=None if staging is None else recipe.workdir_path / KEPT,
+        key=key,
+        target_tokens=None if match is False else target,
+    )
+    if match is True and lab.kept_rows is None:
         raise MixcError(
             "MX007",
-            f"a small model is trained on {run} tokens, the mixture has {target}: it cannot see "
-            "so little that it repeats domains as often",
+            f"small models are trained on no fewer tokens than the mixture's {target}: they "
+            "cannot repeat domains as often",
             place=recipe.place("solve", "match_repetition"),
             help="set it to auto, or lower solve.proxy.steps or solve.proxy.batch_tokens",
         )
-    return target
+    return lab
 
 
 def run_method(name: str, problem: Problem, options: object = None) -> Solution:
@@ -93,8 +89,7 @@ def weights_key(recipe: Recipe, store: Store) -> str:
     assert recipe.solve is not None
     options = recipe.mixture
     method = METHODS[recipe.solve.method]
-    matched = method.forward_passes > 0 and _matched_tokens(recipe) is not None
-    reads = method.reads_mixture or matched
+    kept = _lab(recipe, store).kept_rows if method.forward_passes else None
     return key_of(
         {
             "algorithm": ALGORITHM,
@@ -102,8 +97,9 @@ def weights_key(recipe: Recipe, store: Store) -> str:
             "solve": recipe.canonical()["solve"],
             "seed": recipe.seed,
             "mixture": [options.row_count, options.row_tokens, options.max_epochs]
-            if reads
+            if method.reads_mixture
             else None,
+            "kept_rows": None if kept is None else kept.tolist(),
         }
     )
 
@@ -203,6 +199,7 @@ def _manifest(
     assert solve is not None
     options = solve.options.model_dump(mode="json")
     names = problem.domains
+    kept = problem.lab.kept_rows if METHODS[solve.method].forward_passes else None
     return {
         "schema": SCHEMA,
         "key": weights_key(recipe, store),
@@ -210,6 +207,7 @@ def _manifest(
         "variant": options.get("variant"),
         "options": options,
         "proxy": solve.proxy.model_dump(mode="json"),
+        "kept_rows": None if kept is None else dict(zip(names, kept.tolist(), strict=True)),
         "domains": {
             name: {
                 "weight": float(solution.weights[i]),

@@ -40,6 +40,8 @@ LATER_KEYS = (
     "seeds",
     "precision",
     "compile",
+    "match_repetition",
+    "vocab",
 )
 
 
@@ -146,6 +148,10 @@ class Proxy(Strict):
     compile: Literal["auto"] | bool = Field(
         default="auto", description="compile the model; auto: on CUDA devices, for long runs"
     )
+    vocab: Literal["auto", "full"] | Annotated[int, Field(ge=64)] = Field(
+        default="auto",
+        description="ids it tells apart; auto: fewer where its output would dominate",
+    )
 
 
 class Solve(Strict):
@@ -158,6 +164,10 @@ class Solve(Strict):
         ge=1,
         le=100,
         description="solve so many times, under seed, seed + 1, ..., and take the mean",
+    )
+    match_repetition: Literal["auto"] | bool = Field(
+        default="auto",
+        description="show it so little of each domain that it repeats it as often as the mixture",
     )
 
     @property
@@ -335,6 +345,7 @@ class Recipe(Strict):
         changes no recipe's hash.
         """
         data: dict[str, Any] = self.model_dump(mode="json")
+        # A key that says nothing new must change no recipe's hash.
         _drop_later(self.mixture, data["mixture"])
         data["workdir"] = self.workdir or f"build/{self.name}"
         if self.solve is not None:

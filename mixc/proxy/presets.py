@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _PEAK_RATE, _PEAK_RATE_WIDTH = 3e-3, 96
+_COMPACT = 8192
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ PRESETS: dict[str, Shape] = {
 def default_learning_rate(shape: Shape) -> float:
     """The peak learning rate for AdamW: 3e-3 up to width 96, then falling as 1 / width."""
     return _PEAK_RATE * min(1.0, _PEAK_RATE_WIDTH / shape.width)
+
+
+def compact_vocab(shape: Shape, vocab: int) -> int:
+    """Ids that a model tells apart: 8192 of more, if its output else cost more than all blocks."""
+    return min(vocab, _COMPACT) if vocab * shape.width > _block_weights(shape) else vocab
 
 
 def parameters(shape: Shape, vocab: int) -> int:

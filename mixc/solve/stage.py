@@ -22,8 +22,8 @@ from mixc.store import commit
 from mixc.store.hashes import FileRecord, check_file, key_of, seal
 from mixc.store.store import Store
 
-ALGORITHM = 1  # a change of what methods find, from the same store and options, raises it
-RUNS = Path("solve", "runs")  # what training on fixed mixes came to, for later solves too
+ALGORITHM = 2  # a change of what methods find, from the same store and options, raises it
+KEPT = "solve"  # in the workdir: what may serve later solves
 _CPU_SHARE = 0.4  # of a large product's speed, what training a small model reaches on a CPU
 BASELINES = ("natural", "uniform", "unimax")
 
@@ -31,8 +31,8 @@ BASELINES = ("natural", "uniform", "unimax")
 def make_problem(recipe: Recipe, store: Store, staging: Path | None = None) -> Problem:
     """The recipe's domains as a problem for methods.
 
-    Trainings keep their checkpoints in `staging`, and runs on fixed mixes stay in the workdir's
-    `solve/runs/`; without a staging folder nothing is written.
+    Trainings keep their checkpoints in `staging`, and what may serve later solves stays in the
+    workdir's `solve/`; without a staging folder nothing is written.
     """
     options = recipe.mixture
     if not any(domain.training_tokens for domain in store.domains.values()):
@@ -41,22 +41,40 @@ def make_problem(recipe: Recipe, store: Store, staging: Path | None = None) -> P
             "no domain has a token to train on",
             help="give the domains more documents, or lower holdout.fraction",
         )
-    proxy = recipe.solve.proxy if recipe.solve is not None else Proxy()
+    key = "" if staging is None else weights_key(recipe, store)
     return Problem(
         domains=tuple(store.domains),
         tokens=np.array([domain.training_tokens for domain in store.domains.values()], np.int64),
         seed=recipe.seed,
-        lab=Lab(
-            store,
-            proxy,
-            seed=recipe.seed,
-            staging=staging,
-            folder=None if staging is None else recipe.workdir_path / RUNS,
-            key="" if staging is None else weights_key(recipe, store),
-        ),
+        lab=_lab(recipe, store, staging, key),
         target_tokens=options.row_count * options.row_tokens,
         max_epochs=options.max_epochs,
     )
+
+
+def _lab(recipe: Recipe, store: Store, staging: Path | None = None, key: str = "") -> Lab:
+    """The recipe's small models. Raises MX007 if they cannot repeat domains as they shall."""
+    solve = recipe.solve
+    proxy, match = (Proxy(), False) if solve is None else (solve.proxy, solve.match_repetition)
+    target = recipe.mixture.row_count * recipe.mixture.row_tokens
+    lab = Lab(
+        store,
+        proxy,
+        seed=recipe.seed,
+        staging=staging,
+        folder=None if staging is None else recipe.workdir_path / KEPT,
+        key=key,
+        target_tokens=None if match is False else target,
+    )
+    if match is True and lab.kept_rows is None:
+        raise MixcError(
+            "MX007",
+            f"small models are trained on no fewer tokens than the mixture's {target}: they "
+            "cannot repeat domains as often",
+            place=recipe.place("solve", "match_repetition"),
+            help="set it to auto, or lower solve.proxy.steps or solve.proxy.batch_tokens",
+        )
+    return lab
 
 
 def run_method(name: str, problem: Problem, options: object = None) -> Solution:
@@ -70,7 +88,8 @@ def weights_key(recipe: Recipe, store: Store) -> str:
     """The key of everything that the weights depend on."""
     assert recipe.solve is not None
     options = recipe.mixture
-    reads = METHODS[recipe.solve.method].reads_mixture
+    method = METHODS[recipe.solve.method]
+    kept = _lab(recipe, store).kept_rows if method.forward_passes else None
     return key_of(
         {
             "algorithm": ALGORITHM,
@@ -78,8 +97,9 @@ def weights_key(recipe: Recipe, store: Store) -> str:
             "solve": recipe.canonical()["solve"],
             "seed": recipe.seed,
             "mixture": [options.row_count, options.row_tokens, options.max_epochs]
-            if reads
+            if method.reads_mixture
             else None,
+            "kept_rows": None if kept is None else kept.tolist(),
         }
     )
 
@@ -102,8 +122,9 @@ def estimate(recipe: Recipe, store: Store) -> dict[str, Any]:
     from mixc.proxy.presets import PRESETS, flops_per_token
 
     proxy, passes = recipe.solve.proxy, METHODS[recipe.solve.method].forward_passes
-    tokens = proxy.steps * make_problem(recipe, store).lab.batch_rows * (proxy.seq_len - 1)
-    forward = flops_per_token(PRESETS[proxy.preset], store.vocab_size, proxy.seq_len - 1)
+    lab = make_problem(recipe, store).lab
+    tokens = proxy.steps * lab.batch_rows * (proxy.seq_len - 1)
+    forward = flops_per_token(PRESETS[proxy.preset], lab.vocab_size, proxy.seq_len - 1)
     flops = passes * forward * tokens
     return {
         "method": recipe.solve.method,
@@ -178,6 +199,7 @@ def _manifest(
     assert solve is not None
     options = solve.options.model_dump(mode="json")
     names = problem.domains
+    kept = problem.lab.kept_rows if METHODS[solve.method].forward_passes else None
     return {
         "schema": SCHEMA,
         "key": weights_key(recipe, store),
@@ -185,6 +207,7 @@ def _manifest(
         "variant": options.get("variant"),
         "options": options,
         "proxy": solve.proxy.model_dump(mode="json"),
+        "kept_rows": None if kept is None else dict(zip(names, kept.tolist(), strict=True)),
         "domains": {
             name: {
                 "weight": float(solution.weights[i]),

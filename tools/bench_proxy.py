@@ -27,7 +27,7 @@ import torch.nn.functional as F  # noqa: N812 (torch's own custom)
 from torch import Tensor
 
 from mixc.proxy.model import Model
-from mixc.proxy.train import Batches, TrainOptions, mean_loss, train
+from mixc.proxy.train import mean_loss, train
 from mixc.recipe import Proxy, load
 from mixc.solve.lab import Lab
 from mixc.store.store import Store
@@ -45,12 +45,16 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     tokens = args.rows * args.seq_len
-    proxy = Proxy(preset=args.preset, steps=args.steps, batch_tokens=tokens, seq_len=args.seq_len)
+    proxy = Proxy(
+        preset=args.preset,
+        steps=args.steps,
+        batch_tokens=tokens,
+        seq_len=args.seq_len,
+        vocab="full",
+    )
     with tempfile.TemporaryDirectory() as folder:
-        lab = Lab(_store(Path(folder), 2 * args.steps * tokens, args.vocab), proxy, seed=0)
-        batches = lab.batches(np.full(DOMAINS, 1 / DOMAINS))
-        options = replace(lab.train_options(), vocab_size=args.vocab, device="cpu")
-        rounds = [_round(options, batches) for _ in range(args.rounds)]
+        store = _store(Path(folder), 2 * args.steps * tokens, args.vocab)
+        rounds = [_round(Lab(store, proxy, seed=0)) for _ in range(args.rounds)]
     bare, loop, making = (statistics.median(column) for column in zip(*rounds, strict=True))
     found = {
         "bare_seconds": bare,
@@ -64,16 +68,19 @@ def main() -> None:
     print(json.dumps(found, indent=2))
 
 
-def _round(options: TrainOptions, batches: Batches) -> tuple[float, float, float]:
-    """Seconds of a step: the bare model, the loop, the batch."""
-    model, steps = Model(options.shape, options.vocab_size, options.seed), options.steps
+def _round(lab: Lab) -> tuple[float, float, float]:
+    """Seconds of a step: the bare model, the loop, the batch, read from the store afresh."""
+    options = lab.train_options(device="cpu")
+    steps, batches = options.steps, lab.batches(np.full(DOMAINS, 1 / DOMAINS))
+    making = _timed(lambda: [batches(step) for step in range(steps)]) / steps
+    model = Model(options.shape, options.vocab_size, options.seed)
     batch = torch.from_numpy(batches(0).tokens)
     _bare(model, batch)
     bare = _timed(lambda: _bare(model, batch, steps)) / steps
-    train(replace(options, steps=1), batches, mean_loss)
-    start = _timed(lambda: train(replace(options, steps=1), batches, mean_loss))
+    once = replace(options, steps=1)
+    train(once, batches, mean_loss)
+    start = _timed(lambda: train(once, batches, mean_loss))
     loop = (_timed(lambda: train(options, batches, mean_loss)) - start) / (steps - 1)
-    making = _timed(lambda: [batches(step) for step in range(steps)]) / steps
     return bare, loop, making
 
 
@@ -91,8 +98,8 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def _store(folder: Path, tokens: int, vocab: int) -> Store:
-    """A store of DOMAINS domains of random words, `tokens` in all, of documents of 400."""
-    words = min(vocab, 8000)
+    """A store of DOMAINS domains, `tokens` in all: documents of 400 words of random ids."""
+    words = vocab - 1
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     tokenizer = {
         "version": "1.0",

@@ -1,0 +1,237 @@
+"""DoGE: domains weighted by how their gradients align with a target's (arXiv:2310.15393).
+
+One small model is trained on batches drawn evenly from all domains, with the gradient
+sum_j alpha_j grad l_j. The weights alpha rise, by mirror descent, where a domain's gradient points
+the way of the target's:
+
+    alpha_j ~ alpha_j exp(rate W_j / mu),    W_j = <grad l_j, sum of the targets' gradients>
+
+with the learning rate of the step. The targets are all domains ("universal"), or the domains that
+`target` names, which are then not trained on and get weight 0 ("out of domain"). The answer is
+the mean of alpha over the steps. Gradients are not held: all inner products come from the one
+backward pass that trains (`mixc_kernels.domain_grads`).
+
+A domain's product with itself, from one sample of rows, is too large by the variance of its
+gradient. So the paper's variant takes each domain's rows in two halves, and the product of the
+halves' gradients for it, which is unbiased; `diagonal: biased` takes it as it comes.
+
+Variant `official` does as the released code (github.com/Olivia-fsm/doge):
+- each domain's gradient is clipped to norm `clip` before the products;
+- W is divided by the mean norm of the domains' gradients, and then cut to [0, 5], so that
+  a domain that pulls against the target loses only as the others gain;
+- the universal target is a domain of its own: rows of all domains that train nothing else, so
+  that no domain meets its own sample in it. A share of 1 / (K + 1) of each batch is set aside.
+With targets that are trained on too, a domain's product with itself, biased, is in its score, as
+in that code, whose branch against it is never taken. There the gradient of a domain that a batch
+lacks also stays in the products as it was; here every batch must have rows of every domain.
+
+With `gradient: adam` the products are those of AdamW's steps, not of plain gradients:
+<g_j, g_i / (sqrt(v) + eps)>, v the second moments as they stand before the step.
+
+Cost: one training run, 3 forward passes a token, and the products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from mixc_kernels.domain_gram import DomainGram, fold_halves, half_weights, split_halves
+from numpy.typing import NDArray
+from pydantic import Field
+
+from mixc.errors import MixcError, did_you_mean
+from mixc.recipe import Strict
+from mixc.solve.intervals import block_bootstrap
+from mixc.solve.problem import Problem, Solution, Weights
+from mixc.solve.simplex import raised
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mixc.proxy.model import Model
+    from mixc.proxy.train import Backward, Batch, Records
+
+Gram = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+_LEAST, _MOST = 0.0, 5.0  # the released code's bounds of scores, in learning rates
+
+
+class Options(Strict):
+    """Options of `solve.doge`."""
+
+    variant: Literal["paper", "official"] = Field(
+        default="paper", description="algorithm 1 of the paper, or as the released code does"
+    )
+    mu: float | None = Field(
+        default=None,
+        gt=0,
+        description="damping of the domain weights; default: 0.05, official without target 0.01",
+    )
+    target: tuple[str, ...] = Field(
+        default=(), description="domains to get better at; default: all, and all are trained on"
+    )
+    train_target: bool = Field(
+        default=False, description="whether domains named by target are trained on too"
+    )
+    diagonal: Literal["split", "biased"] = Field(
+        default="split",
+        description="a domain's product with itself, of the paper's variant: of two halves of "
+        "its rows, or of all with themselves",
+    )
+    clip: float = Field(
+        default=5.0, gt=0, description="norm of a domain's gradient at most, of the official one"
+    )
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which of K domains are trained on, and which are targets: bool[K] each."""
+
+    trained: NDArray[np.bool_]
+    target: NDArray[np.bool_]
+
+
+def roles(domains: tuple[str, ...], options: Options) -> Roles:
+    """The domains' roles. Errors: MX008 for a target that is no domain, MX009 if none is left."""
+    for name in options.target:
+        if name not in domains:
+            message = f"solve.doge.target names '{name}', which is no domain"
+            raise MixcError("MX008", message, help=did_you_mean(name, domains))
+    named = np.array([name in options.target for name in domains])
+    if not options.target:
+        return Roles(~named, ~named)
+    trained = named | ~named if options.train_target else ~named
+    if not trained.any():
+        hint = "leave a domain to train on, or set solve.doge.train_target"
+        raise MixcError("MX009", "solve.doge.target names every domain", help=hint)
+    return Roles(trained, named)
+
+
+def solve(problem: Problem, options: Options) -> Solution:
+    """Train one model with the weighted gradient, and average alpha over the steps.
+
+    The interval of each weight is a block bootstrap over the steps of this one run. Errors: MX050
+    when the model diverges, MX051 when a batch has no row of some domain.
+    """
+    from mixc.proxy.train import rate_at
+
+    lab, count = problem.lab, len(problem.domains)
+    train_options = lab.train_options()
+    records = new_records(train_options.steps, count)
+    who = roles(problem.domains, options)
+    weigh = mirror_descent(options, who, records, lambda step: rate_at(step, train_options))
+    batches = lab.batches(np.full(count, 1 / count))
+    backward = aligned(options, who, weigh)
+    trained = lab.train("doge", batches, backward=backward, records=records)
+    mean = records["alpha"].mean(axis=0)
+    low, high = block_bootstrap(records["alpha"], seed=problem.seed)
+    return Solution(
+        weights=mean,
+        low=np.minimum(low, mean),
+        high=np.maximum(high, mean),
+        trajectory={**records, "loss": trained.losses},
+        bits_per_byte={"doge": lab.bits_per_byte(trained.model)},
+        tokens=trained.tokens,
+        flops=trained.flops,
+        environment=lab.environment(),
+    )
+
+
+def new_records(steps: int, domains: int) -> Records:
+    """What a run records of each step, float64[steps, K].
+
+    `alpha`, after the step's update; `alignment`, W of the paper; `norm` of the domain's gradient;
+    `gain`, by which log alpha was raised; and `present`, 1 where the batch held rows of the domain.
+    """
+    names = ("alpha", "alignment", "norm", "gain", "present")
+    return {name: np.zeros((steps, domains)) for name in names}
+
+
+# (step, products of the slots' gradients, slot of each row [B]) -> the slots' weights [S]
+Weigh = Callable[[int, DomainGram, Index], Weights]
+
+
+def slots_of(options: Options, domain: Index, step: int, count: int) -> tuple[Index, int]:
+    """Whose gradient each row of a batch is part of, int64[B], and how many such slots there are.
+
+    A slot a domain; or two, its rows taken in turns; or one more, the target of rows of all: every
+    (K + 1)-th row of the run, so that all domains give the same to it.
+    """
+    if options.variant == "paper":
+        split = options.diagonal == "split"
+        return (split_halves(domain, count), 2 * count) if split else (domain, count)
+    if options.target:
+        return domain, count
+    number = step * len(domain) + np.arange(len(domain))
+    return np.where(number % (count + 1) == count, count, domain), count + 1
+
+
+def mirror_descent(
+    options: Options, who: Roles, records: Records, rate: Callable[[int], float]
+) -> Weigh:
+    """The step of alpha, which is recorded, and the weights of the slots' gradients by it."""
+    count = len(who.trained)
+    even = who.trained / who.trained.sum()
+
+    def weigh(step: int, gram: DomainGram, slot: Index) -> Weights:
+        alpha = records["alpha"][step - 1] if step else even
+        if options.variant == "official":
+            _need_all(gram, who)
+            score = official_alignment(gram, who, options.clip)
+            norms, present = gram.norms[:count], gram.present[:count]
+        else:
+            whole = fold_halves(gram) if options.diagonal == "split" else gram
+            score = alignment(whole.products, who.target)
+            norms, present = whole.norms, whole.present
+        gain = rate(step) * score / damping(options)
+        alpha = raised(alpha, gain, present & who.trained)
+        found = {"alpha": alpha, "alignment": score, "norm": norms, "gain": gain}
+        for name, values in {**found, "present": present}.items():
+            records[name][step] = values
+        if options.variant == "paper" and options.diagonal == "split":
+            return half_weights(alpha, slot)
+        return np.concatenate([alpha, np.zeros(len(gram.tokens) - count)])
+
+    return weigh
+
+
+def damping(options: Options) -> float:
+    """mu: as given, or the paper's configuration's."""
+    if options.mu is not None:
+        return options.mu
+    return 0.01 if options.variant == "official" and not options.target else 0.05
+
+
+def alignment(products: Gram, target: NDArray[np.bool_]) -> Weights:
+    """W of the paper, float64[K]: sum over targets i of <g_j, g_i>, of products [K, K].
+
+    A domain without an unbiased product with itself (NaN) is taken to have none.
+    """
+    return np.asarray(np.nan_to_num(products) @ target, np.float64)
+
+
+def official_alignment(gram: DomainGram, who: Roles, clip: float) -> Weights:
+    """The released code's score in learning rates, float64[K], of clipped gradients.
+
+    `gram` has a slot more than there are domains where the target is a slot of its own. Products
+    are of gradients of norm `clip` at most; norms are plain.
+    """
+    count = len(who.trained)
+    alone = len(gram.tokens) > count
+    target = np.arange(count + 1) == count if alone else who.target
+    norm = np.minimum(gram.norms[:count][who.trained], clip).mean()
+    score = alignment(gram.products, target)[:count] / (norm + 1e-6)
+    return np.clip(score, _LEAST, _MOST)
+
+
+def _need_all(gram: DomainGram, who: Roles) -> None:
+    if not gram.present.all():
+        raise MixcError(
+            "MX007",
+            f"a batch is too small for rows of all {len(who.trained)} domains and the target",
+            help="raise solve.proxy.batch_tokens, or set solve.doge.variant to paper",
+        )

@@ -44,15 +44,13 @@ from pydantic import Field
 
 from mixc.errors import MixcError, did_you_mean
 from mixc.recipe import Strict
+from mixc.rng import Stream
 from mixc.solve.intervals import block_bootstrap
+from mixc.solve.mirror import raised
 from mixc.solve.problem import Problem, Solution, Weights
-from mixc.solve.simplex import raised
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from mixc.proxy.model import Model
-    from mixc.proxy.train import Backward, Batch, Records
+    from mixc.proxy.train import Records
 
 Gram = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -81,6 +79,9 @@ class Options(Strict):
         default="split",
         description="a domain's product with itself, of the paper's variant: of two halves of "
         "its rows, or of all with themselves",
+    )
+    gradient: Literal["sgd", "adam"] = Field(
+        default="sgd", description="whose steps the products are of: plain gradients, or AdamW's"
     )
     clip: float = Field(
         default=5.0, gt=0, description="norm of a domain's gradient at most, of the official one"
@@ -123,9 +124,10 @@ def solve(problem: Problem, options: Options) -> Solution:
     train_options = lab.train_options()
     records = new_records(train_options.steps, count)
     who = roles(problem.domains, options)
+    slots = Slots(options, problem.domains, problem.seed)
     weigh = mirror_descent(options, who, records, lambda step: rate_at(step, train_options))
     batches = lab.batches(np.full(count, 1 / count))
-    backward = aligned(options, who, weigh)
+    backward = aligned(options, slots, weigh)
     trained = lab.train("doge", batches, backward=backward, records=records)
     mean = records["alpha"].mean(axis=0)
     low, high = block_bootstrap(records["alpha"], seed=problem.seed)
@@ -155,19 +157,65 @@ def new_records(steps: int, domains: int) -> Records:
 Weigh = Callable[[int, DomainGram, Index], Weights]
 
 
-def slots_of(options: Options, domain: Index, step: int, count: int) -> tuple[Index, int]:
-    """Whose gradient each row of a batch is part of, int64[B], and how many such slots there are.
-
-    A slot a domain; or two, its rows taken in turns; or one more, the target of rows of all: every
-    (K + 1)-th row of the run, so that all domains give the same to it.
+@dataclass(frozen=True)
+class Slots:
+    """The gradients that a step tells apart: one of each domain, or of each half of its rows, or
+    one more, of the target that takes rows from all.
     """
-    if options.variant == "paper":
-        split = options.diagonal == "split"
-        return (split_halves(domain, count), 2 * count) if split else (domain, count)
-    if options.target:
-        return domain, count
-    number = step * len(domain) + np.arange(len(domain))
-    return np.where(number % (count + 1) == count, count, domain), count + 1
+
+    options: Options
+    domains: tuple[str, ...]
+    seed: int
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        count = len(self.domains)
+        if self.options.variant == "paper":
+            return 2 * count if self.options.diagonal == "split" else count
+        return count if self.options.target else count + 1
+
+    def of(self, domain: Index, step: int) -> Index:
+        """The slot of each row of a step's batch, int64[B], of the rows' domains, int64[B]."""
+        count = len(self.domains)
+        if self.count == 2 * count and self.options.variant == "paper":
+            return split_halves(domain, count)
+        if self.count == count:
+            return domain
+        lot = self._lots(domain, step)
+        wanted = min(max(1, round(len(domain) / (count + 1))), int(np.isfinite(lot).sum()))
+        slot = domain.copy()
+        slot[np.argsort(lot, kind="stable")[:wanted]] = count
+        return slot
+
+    def _lots(self, domain: Index, step: int) -> Weights:
+        """A random number for each row, infinite for the first of each domain: it keeps that."""
+        lot = np.full(len(domain), np.inf)
+        for k, name in enumerate(self.domains):
+            rows = np.flatnonzero(domain == k)[1:]
+            lot[rows] = Stream(self.seed, "doge", name, step).uniforms(len(rows))
+        return lot
+
+
+def aligned(options: Options, slots: Slots, weigh: Weigh) -> Backward:
+    """One backward pass: the products of the slots' gradients, then their weighted sum."""
+    clip = options.clip if options.variant == "official" else None
+
+    def backward(state: State, batch: Batch) -> Tensor:
+        import torch
+        from mixc_kernels.domain_grads import DomainGrads
+
+        from mixc.proxy.train import adam_scale, batch_losses
+
+        slot = slots.of(batch.domain, state.step)
+        scale = adam_scale(state) if options.gradient == "adam" else None
+        there = torch.from_numpy(slot)
+        with DomainGrads(state.model, there, slots.count, precondition=scale) as grads:
+            losses = batch_losses(state.model, batch)
+        grads.backward(losses, lambda gram: weigh(state.step, gram, slot), max_norm=clip)
+        return losses.detach()
+
+    return backward
 
 
 def mirror_descent(

@@ -36,8 +36,8 @@ from pydantic import Field
 
 from mixc.recipe import Strict
 from mixc.solve.intervals import block_bootstrap
+from mixc.solve.mirror import raised
 from mixc.solve.problem import Problem, Solution, Weights
-from mixc.solve.simplex import raised
 
 if TYPE_CHECKING:  # torch takes a second to import, and the recipe's schema needs only Options
     from torch import Tensor

@@ -114,8 +114,7 @@ def policy(options: Options, records: Records, initial: Weights) -> Callable[[in
 
     The rewards of the warm-up's last step give the first estimates.
     """
-    steps, domains = records["estimate"].shape
-    warm = warm_steps(options, steps)
+    warm = warm_steps(options, len(records["estimate"]))
     rule = linear if options.variant == "official" else gibbs
 
     def weights(step: int) -> Weights:
@@ -174,9 +173,7 @@ def linear(estimate: Weights, step: int) -> Weights:
     return np.asarray((1 - domains * eps) * (estimate / estimate.sum()) + eps, np.float64)
 
 
-def remember(
-    estimate: Weights, gain: Weights, drawn: NDArray[np.bool_], memory: float
-) -> Weights:
+def remember(estimate: Weights, gain: Weights, drawn: NDArray[np.bool_], memory: float) -> Weights:
     """R after a step, float64[K]: memory R + (1 - memory) gain where drawn, else R."""
     return np.where(drawn, memory * estimate + (1 - memory) * gain, estimate)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mixc import progress
 from mixc.rng import Stream
-from mixc.solve.simplex import log_sum_exp
+from mixc.solve.mirror import log_sum_exp
 from mixc.store import holdout
 from mixc.store.shard import Documents
 from mixc.store.store import Store

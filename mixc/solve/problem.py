@@ -32,12 +32,22 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class DocumentShares:
+    """How often documents appear in an epoch: `ids` uint64[n], each once; `weights` float64[n]."""
+
+    ids: NDArray[np.uint64]
+    weights: Weights
+
+
+@dataclass(frozen=True)
 class Solution:
     """Weights on the simplex with an interval each, float64[K], and how they came about.
 
     `trajectory` maps a name to a value per step and domain, [T, K], or per step, [T].
     `bits_per_byte` maps a model's name to its loss on each domain's holdout, [K], NaN where a
     domain holds nothing out. `environment` names what a rerun must share to repeat to the bit.
+    `schedule` are stages of a mix that changes: where each ends, as a share of the run, and its
+    weights. `documents` are how often documents appear in an epoch, where that is not once.
     """
 
     weights: Weights
@@ -48,6 +58,8 @@ class Solution:
     tokens: int = 0
     flops: float = 0.0
     environment: Mapping[str, str] = field(default_factory=dict)
+    schedule: tuple[tuple[float, Weights], ...] | None = None
+    documents: DocumentShares | None = None
 
     @staticmethod
     def exact(weights: Weights) -> Solution:

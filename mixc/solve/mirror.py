@@ -1,4 +1,4 @@
-"""Points of the simplex, and steps on it."""
+"""The step of exponentiated gradient, in logarithms."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ Variant `official` does as the released code (github.com/Olivia-fsm/doge):
 - each domain's gradient is clipped to norm `clip` before the products;
 - W is divided by the mean norm of the domains' gradients, and then cut to [0, 5], so that
   a domain that pulls against the target loses only as the others gain;
-- the universal target is a domain of its own: rows of all domains that train nothing else, so
-  that no domain meets its own sample in it. A share of 1 / (K + 1) of each batch is set aside.
+- the universal target is a domain of its own: a share of 1 / (K + 1) of each batch, rows of all
+  domains that train nothing, so that no domain meets its own sample in it.
 With targets that are trained on too, a domain's product with itself, biased, is in its score, as
 in that code, whose branch against it is never taken. There the gradient of a domain that a batch
 lacks also stays in the products as it was; here every batch must have rows of every domain.
@@ -50,7 +50,10 @@ from mixc.solve.mirror import raised
 from mixc.solve.problem import Problem, Solution, Weights
 
 if TYPE_CHECKING:
-    from mixc.proxy.train import Records
+    from torch import Tensor
+
+    from mixc.proxy.checkpoint import State
+    from mixc.proxy.train import Backward, Batch, Records
 
 Gram = NDArray[np.float64]
 Index = NDArray[np.int64]

@@ -121,9 +121,7 @@ def _step(
     """One update of the model on a batch."""
     step, optimiser = state.step, state.optimiser
     optimiser.zero_grad(set_to_none=True)
-    losses = (
-        batch_losses(state.model, batch) if backward is None else backward(state, batch)
-    )
+    losses = batch_losses(state.model, batch) if backward is None else backward(state, batch)
     loss = losses.detach().double().mean().item()
     _check_finite("loss", loss, step, options)
     if backward is None:

@@ -215,7 +215,10 @@ class Lab:
         return batch
 
     def reference_losses(
-        self, model: Model, batches: Batches, name: str
+        self,
+        model: Model,
+        batches: Batches,
+        name: str,  # noqa: ARG002
     ) -> Callable[[int], NDArray[np.float32]]:
         """The model's loss on each token but the first of each row of a step's batch, in nats."""
         import torch

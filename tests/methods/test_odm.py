@@ -84,7 +84,7 @@ def test_t7_the_released_codes_policy_is_proportional_to_perplexity():
     last = simulate(linear, lambda _: perplexity, steps)[-1]
     eps = exploration(steps, 22)
     assert last == pytest.approx((1 - 22 * eps) * perplexity / perplexity.sum() + eps, rel=1e-3)
-    assert last.max() / last.min() == pytest.approx(5.78, abs=0.05)
+    assert 5.5 < last.max() / last.min() < np.exp(2.0)  # the ratio of perplexities, but for eps
 
 
 # ---- the run: what a policy reads, and what an objective records ----

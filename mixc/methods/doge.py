@@ -42,12 +42,13 @@ from mixc_kernels.domain_gram import DomainGram, fold_halves, half_weights, spli
 from numpy.typing import NDArray
 from pydantic import Field
 
-from mixc.errors import MixcError, did_you_mean
+from mixc.errors import MixcError
 from mixc.recipe import Strict
 from mixc.rng import Stream
 from mixc.solve.intervals import block_bootstrap
 from mixc.solve.mirror import raised
 from mixc.solve.problem import Problem, Solution, Weights
+from mixc.solve.roles import Roles, roles
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,30 +92,6 @@ class Options(Strict):
     )
 
 
-@dataclass(frozen=True)
-class Roles:
-    """Which of K domains are trained on, and which are targets: bool[K] each."""
-
-    trained: NDArray[np.bool_]
-    target: NDArray[np.bool_]
-
-
-def roles(domains: tuple[str, ...], options: Options) -> Roles:
-    """The domains' roles. Errors: MX008 for a target that is no domain, MX009 if none is left."""
-    for name in options.target:
-        if name not in domains:
-            message = f"solve.doge.target names '{name}', which is no domain"
-            raise MixcError("MX008", message, help=did_you_mean(name, domains))
-    named = np.array([name in options.target for name in domains])
-    if not options.target:
-        return Roles(~named, ~named)
-    trained = named | ~named if options.train_target else ~named
-    if not trained.any():
-        hint = "leave a domain to train on, or set solve.doge.train_target"
-        raise MixcError("MX009", "solve.doge.target names every domain", help=hint)
-    return Roles(trained, named)
-
-
 def solve(problem: Problem, options: Options) -> Solution:
     """Train one model with the weighted gradient, and average alpha over the steps.
 
@@ -126,7 +103,7 @@ def solve(problem: Problem, options: Options) -> Solution:
     lab, count = problem.lab, len(problem.domains)
     train_options = lab.train_options()
     records = new_records(train_options.steps, count)
-    who = roles(problem.domains, options)
+    who = roles_of(problem.domains, options)
     slots = Slots(options, problem.domains, problem.seed)
     weigh = mirror_descent(options, who, records, lambda step: rate_at(step, train_options))
     batches = lab.batches(np.full(count, 1 / count))
@@ -144,6 +121,12 @@ def solve(problem: Problem, options: Options) -> Solution:
         flops=trained.flops,
         environment=lab.environment(),
     )
+
+
+def roles_of(domains: tuple[str, ...], options: Options) -> Roles:
+    """The domains' roles under the options. Errors: MX008, MX009 as in `roles`."""
+    named, also = options.target, options.train_target
+    return roles(domains, named, train_target=also, key="solve.doge.target")
 
 
 def new_records(steps: int, domains: int) -> Records:
@@ -210,12 +193,12 @@ def aligned(options: Options, slots: Slots, weigh: Weigh) -> Backward:
 
         from mixc.proxy.train import adam_scale, batch_losses
 
-        slot = slots.of(batch.domain, state.step)
+        step, slot = state.step, slots.of(batch.domain, state.step)
         scale = adam_scale(state) if options.gradient == "adam" else None
         there = torch.from_numpy(slot)
         with DomainGrads(state.model, there, slots.count, precondition=scale) as grads:
             losses = batch_losses(state.model, batch)
-        grads.backward(losses, lambda gram: weigh(state.step, gram, slot), max_norm=clip)
+        grads.backward(losses, lambda gram: weigh(step, gram, slot), max_norm=clip)
         return losses.detach()
 
     return backward
@@ -276,7 +259,7 @@ def official_alignment(gram: DomainGram, who: Roles, clip: float) -> Weights:
     target = np.arange(count + 1) == count if alone else who.target
     norm = np.minimum(gram.norms[:count][who.trained], clip).mean()
     score = alignment(gram.products, target)[:count] / (norm + 1e-6)
-    return np.clip(score, _LEAST, _MOST)
+    return np.asarray(np.clip(score, _LEAST, _MOST), np.float64)
 
 
 def _need_all(gram: DomainGram, who: Roles) -> None:

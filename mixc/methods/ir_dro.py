@@ -1,4 +1,4 @@
-"""IR-DRO: documents weighted by their loss (instance-reweighted DRO; "HardFocus").
+"""IR-DRO: documents weighted by their loss (instance-reweighted DRO, arXiv:2402.14270).
 
 A reference model is trained on a simple mix, and every training document is scored by it, once.
 Documents then get multiples m of their natural share u, the token share, by one of three rules.
@@ -8,7 +8,7 @@ Documents then get multiples m of their natural share u, the token share, by one
 - lin_upper (arXiv:2502.06733): m ~ exp(h / lambda), where h rises with the loss from 0 to 1 and
   stays there from the middle of the range of losses on: what is easy is weighted down, what is
   hard is not weighted up without bound.
-- mid_rank: only documents in a band of ranks of loss, [`band`, 2 `band`) of all from the top; what
+- mid_rank (arXiv:2402.14270): only documents in a band of ranks of loss, [`band`, 2 `band`) of all from the top; what
   is hardest of all, often noise, is left out.
 
 No multiple exceeds `largest`; what is cut is spread over the rest, as the same maximum under that
@@ -24,7 +24,7 @@ Cost: one training run, 3 forward passes a token, and one for each token scored.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,11 @@ from pydantic import Field
 from mixc.recipe import Strict
 from mixc.rows.weights import MOST
 from mixc.solve import documents
-from mixc.solve.documents import Scores, tilt
-from mixc.solve.problem import DocumentShares, Problem, Solution
+from mixc.solve.documents import tilt
+from mixc.solve.problem import Problem, Solution
+
+if TYPE_CHECKING:
+    from mixc.proxy.model import Model
 
 
 class Options(Strict):
@@ -66,20 +69,34 @@ def solve(problem: Problem, options: Options) -> Solution:
     natural = problem.tokens / problem.tokens.sum()
     mix = natural if options.reference == "natural" else np.full(count, 1 / count)
     reference = lab.train("reference", lab.batches(mix))
-    scores = documents.score(lab, lab.measure_losses(reference.model), options.most_documents)
-    multiple = multiples(scores.share, scores.score, options)
-    weights, low, high = documents.domain_weights(scores, multiple, count)
+    model = reference.model
+    chosen = documents.choose(lab, options.most_documents)
+    losses = documents.score(lab, chosen, lambda tokens: losses_of(model, tokens))
+    multiple = multiples(chosen.share, losses, options)
+    weights, low, high = documents.domain_weights(chosen, multiple, count)
     return Solution(
         weights=weights,
         low=low,
         high=high,
-        documents=DocumentShares(scores.ids, multiple),
-        trajectory=by_domain(scores, multiple, count),
-        bits_per_byte={"reference": lab.bits_per_byte(reference.model)},
+        documents=documents.shares_of(chosen, multiple),
+        trajectory=documents.by_domain(chosen, losses, multiple, count),
+        bits_per_byte={"reference": lab.bits_per_byte(model)},
         tokens=reference.tokens,
         flops=reference.flops,
         environment=lab.environment(),
     )
+
+
+def losses_of(model: Model, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The model's loss on each token but the first of each row, float32[B, L - 1], in nats."""
+    import torch
+
+    from mixc.proxy.device import deterministic
+    from mixc.proxy.train import Batch, batch_losses
+
+    with deterministic(model.head.device), torch.no_grad():
+        losses = batch_losses(model, Batch(tokens, np.zeros(len(tokens), np.int64)))
+    return losses.cpu().numpy()
 
 
 def multiples(
@@ -112,23 +129,4 @@ def mid_rank(
     kept[order[(middle >= band) & (middle < 2 * band)]] = 1.0
     if not kept.any():  # few and long documents: the one that stands nearest
         kept[order[np.abs(middle - 1.5 * band).argmin()]] = 1.0
-    return kept / (share * kept).sum()
-
-
-def by_domain(
-    scores: Scores, multiple: NDArray[np.float64], domains: int
-) -> dict[str, NDArray[np.float64]]:
-    """What there is to tell of each domain, float64[1, K] each.
-
-    `document_loss`, its mean in nats; `largest_multiple`; `effective_share`, Kish's effective
-    number of its documents over their number.
-    """
-    found = np.full((3, domains), np.nan)
-    for domain in np.unique(scores.domain):
-        mine = scores.domain == domain
-        share = scores.share[mine] / scores.share[mine].sum()
-        m = multiple[mine] / max((share * multiple[mine]).sum(), 1e-300)
-        effective = documents.effective(share, m) / len(share) if m.any() else 0.0
-        found[:, domain] = (share * scores.score[mine]).sum(), multiple[mine].max(), effective
-    names = ("document_loss", "largest_multiple", "effective_share")
-    return {name: values[None] for name, values in zip(names, found, strict=True)}
+    return np.asarray(kept / (share * kept).sum(), np.float64)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mixc import progress
 from mixc.rng import Stream
 from mixc.solve.mirror import log_sum_exp
+from mixc.solve.problem import DocumentShares
 from mixc.store import holdout
 from mixc.store.shard import Documents
 from mixc.store.store import Store
@@ -31,58 +32,72 @@ _BATCH_TOKENS = 16_384
 _NORMAL_95 = 1.959964  # half the width of a normal distribution's middle 95%
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Documents and their scores, one each of n texts.
+# Values [B, L - 1], one a predicted token, of tokens int64[B, L].
+Measure = Callable[[Tokens], NDArray[np.float32]]
 
-    `ids` uint64[n]; `domain` int64[n]; `share` float64[n], of all training tokens, what the
-    document stands for, which sums to 1; `score` float64[n], the mean over its tokens.
+
+@dataclass(frozen=True)
+class Chosen:
+    """n texts to weigh, by domain, then id.
+
+    `ids` uint64[n]; `domain` int64[n]; `share` float64[n], of all training tokens, what each
+    stands for, which sums to 1.
     """
 
     ids: NDArray[np.uint64]
     domain: Index
     share: Real
-    score: Real
+
+    def only(self, domains: NDArray[np.bool_]) -> Chosen:
+        """Those of some domains, bool[K], alone."""
+        kept = domains[self.domain]
+        share = self.share[kept]
+        return Chosen(self.ids[kept], self.domain[kept], share / share.sum())
 
 
-def score(lab: Lab, measure: Callable[[Tokens], NDArray[np.float32]], most: int | None) -> Scores:
-    """Score the training documents of every domain, each by itself, its end of text included.
+def choose(lab: Lab, most: int | None) -> Chosen:
+    """The training documents of every domain, a text that is there twice once.
 
-    `measure` gives values [B, L - 1] for tokens int64[B, L], one a predicted token. Documents
-    longer than a row are cut into windows that overlap by a token. With `most`, only that many
-    documents of a domain are scored, those of smallest hashes, and each stands for more.
+    With `most`, only so many of a domain, those of smallest hashes: each stands for more.
     """
-    parts = [_score_domain(lab, number, measure, most) for number in range(len(lab.domains))]
-    ids, domain, share, value = (np.concatenate(column) for column in zip(*parts, strict=True))
-    # A text that two domains hold has one score; it is told by the first.
-    return Scores(ids, domain, share / share.sum(), value)
+    ids, domain, share = [], [], []
+    for number, name in enumerate(lab.domains):
+        every, lengths = _training(lab.store, name)
+        found, place = np.unique(every, return_inverse=True)
+        tokens = np.bincount(place, weights=lengths, minlength=len(found))
+        total = tokens.sum()
+        if most is not None and len(found) > most:
+            drawn = np.sort(np.argsort(Stream(lab.seed, "score", name).hash(found))[:most])
+            found, tokens = found[drawn], tokens[drawn]
+        ids.append(found)
+        domain.append(np.full(len(found), number))
+        share.append(tokens * (total / max(tokens.sum(), 1)))
+    whole = np.concatenate(share)
+    return Chosen(np.concatenate(ids), np.concatenate(domain), whole / whole.sum())
 
 
-def _score_domain(
-    lab: Lab, number: int, measure: Callable[[Tokens], NDArray[np.float32]], most: int | None
-) -> tuple[NDArray[np.uint64], Index, Real, Real]:
-    """Ids, domain, tokens that they stand for, and scores of a domain's documents."""
-    name = lab.domains[number]
-    ids, tokens = _training(lab.store, name)
-    ids, first, copies = np.unique(ids, return_index=True, return_counts=True)
-    tokens, total = tokens[first] * copies, tokens.sum()
-    if most is not None and len(ids) > most:
-        drawn = np.sort(np.argsort(Stream(lab.seed, "score", name).hash(ids))[:most])
-        ids, tokens = ids[drawn], tokens[drawn]
-    sums, lengths = np.zeros(len(ids)), np.zeros(len(ids), np.int64)
-    with progress.task(f"score {name}", int(tokens.sum()), "tokens") as bar:
-        for documents in lab.store.documents(name):
-            wanted = np.flatnonzero(np.isin(documents.doc_id, ids))
-            place = np.searchsorted(ids, documents.doc_id[wanted])
-            place, once = np.unique(place, return_index=True)
-            new = lengths[place] == 0
-            chosen, place = documents.select(wanted[once][new]), place[new]
-            for window, values in _measured(lab, chosen, measure):
-                np.add.at(sums, place[window], values)
-                bar.advance(len(values))
-            lengths[place] = chosen.lengths
-    share = tokens * (total / max(tokens.sum(), 1))
-    return ids, np.full(len(ids), number), share, sums / np.maximum(lengths, 1)
+def score(lab: Lab, chosen: Chosen, measure: Measure) -> Real:
+    """The mean value of each document's tokens, its end of text included, float64[n].
+
+    Each is seen by itself, after an end of text; those longer than a row in windows that overlap
+    by a token.
+    """
+    scores = np.zeros(len(chosen.ids))
+    with progress.task("score documents", len(scores), "documents") as bar:
+        for number, name in enumerate(lab.domains):
+            mine = np.flatnonzero(chosen.domain == number)
+            wanted = chosen.ids[mine]
+            for documents in lab.store.documents(name):
+                found = np.flatnonzero(holdout.among(documents.doc_id, wanted))
+                some, first = np.unique(documents.doc_id[found], return_index=True)
+                picked = documents.select(found[first])
+                wanted = wanted[~holdout.among(wanted, some)]
+                place = mine[np.searchsorted(chosen.ids[mine], some)]
+                for window, values in _measured(lab, picked, measure):
+                    np.add.at(scores, place[window], values)
+                scores[place] /= picked.lengths
+                bar.advance(len(place))
+    return scores
 
 
 def _training(store: Store, name: str) -> tuple[NDArray[np.uint64], Index]:
@@ -95,9 +110,7 @@ def _training(store: Store, name: str) -> tuple[NDArray[np.uint64], Index]:
     return np.concatenate(ids), np.concatenate(lengths)
 
 
-def _measured(
-    lab: Lab, documents: Documents, measure: Callable[[Tokens], NDArray[np.float32]]
-) -> Iterator[tuple[Index, Real]]:
+def _measured(lab: Lab, documents: Documents, measure: Measure) -> Iterator[tuple[Index, Real]]:
     """For batches of windows: each predicted token's document, and its value."""
     room, eot = lab.options.seq_len - 1, lab.store.eot_id
     count = -(-documents.lengths // room)
@@ -142,21 +155,44 @@ def effective(share: Real, multiple: Real) -> float:
     return float(len(share) / (share * multiple**2).sum())
 
 
-def domain_weights(scores: Scores, multiple: Real, domains: int) -> tuple[Real, Real, Real]:
+def domain_weights(chosen: Chosen, multiple: Real, domains: int) -> tuple[Real, Real, Real]:
     """The domains' shares of what is drawn, float64[K], and a 95% interval: low and high.
 
     By the delta method, with documents as drawn at random from their domain.
     """
-    weights = np.bincount(scores.domain, weights=scores.share * multiple, minlength=domains)
-    natural = np.bincount(scores.domain, weights=scores.share, minlength=domains)
+    weights = np.bincount(chosen.domain, weights=chosen.share * multiple, minlength=domains)
+    natural = np.bincount(chosen.domain, weights=chosen.share, minlength=domains)
     mean = weights / np.where(natural > 0, natural, 1)
-    off = (scores.share * (multiple - mean[scores.domain])) ** 2
-    variance = np.bincount(scores.domain, weights=off, minlength=domains)
+    off = (chosen.share * (multiple - mean[chosen.domain])) ** 2
+    variance = np.bincount(chosen.domain, weights=off, minlength=domains)
     total = weights.sum()
     weights, variance = weights / total, variance / total**2
     spread = (1 - weights) ** 2 * variance + weights**2 * (variance.sum() - variance)
     half = _NORMAL_95 * np.sqrt(spread)
     return weights, np.maximum(weights - half, 0), np.minimum(weights + half, 1)
+
+
+def by_domain(chosen: Chosen, score: Real, multiple: Real, domains: int) -> dict[str, Real]:
+    """What there is to tell of each domain, float64[1, K] each; NaN of one without documents.
+
+    `document_score`, its mean; `largest_multiple` of a document's share; `effective_share`,
+    Kish's effective number of its documents, of their number.
+    """
+    found = np.full((3, domains), np.nan)
+    for domain in np.unique(chosen.domain):
+        mine = chosen.domain == domain
+        share, m = chosen.share[mine] / chosen.share[mine].sum(), multiple[mine]
+        drawn = float((share * m).sum())
+        effective_share = effective(share, m / drawn) / len(share) if drawn else 0.0
+        found[:, domain] = (share * score[mine]).sum(), m.max(), effective_share
+    names = ("document_score", "largest_multiple", "effective_share")
+    return {name: values[None] for name, values in zip(names, found, strict=True)}
+
+
+def shares_of(chosen: Chosen, multiple: Real) -> DocumentShares:
+    """How often documents appear; a text that several domains hold once, as the first has it."""
+    ids, first = np.unique(chosen.ids, return_index=True)
+    return DocumentShares(ids, multiple[first])
 
 
 def free_energy(share: Real, loss: Real, temperature: float) -> float:

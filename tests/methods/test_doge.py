@@ -6,14 +6,14 @@ from pydantic import ValidationError
 from mixc.errors import MixcError
 from mixc.methods.doge import (
     Options,
-    Roles,
     Slots,
     alignment,
     mirror_descent,
     new_records,
     official_alignment,
-    roles,
+    roles_of,
 )
+from mixc.solve.roles import Roles
 
 NAMES = ("a", "b", "c")
 
@@ -29,16 +29,16 @@ def gram_of(gradients, tokens=None):
 
 
 def test_without_a_target_all_domains_are_trained_on_and_aimed_at():
-    who = roles(NAMES, Options())
+    who = roles_of(NAMES, Options())
     assert who.trained.all()
     assert who.target.all()
 
 
 def test_a_target_is_not_trained_on_unless_asked_for():
-    who = roles(NAMES, Options(target=("b",)))
+    who = roles_of(NAMES, Options(target=("b",)))
     assert who.trained.tolist() == [True, False, True]
     assert who.target.tolist() == [False, True, False]
-    both = roles(NAMES, Options(target=("b",), train_target=True))
+    both = roles_of(NAMES, Options(target=("b",), train_target=True))
     assert both.trained.all()
     assert both.target.tolist() == [False, True, False]
 
@@ -46,7 +46,7 @@ def test_a_target_is_not_trained_on_unless_asked_for():
 @pytest.mark.parametrize(("target", "code"), [(("x",), "MX008"), (NAMES, "MX009")])
 def test_wrong_targets(target, code):
     with pytest.raises(MixcError) as raised:
-        roles(NAMES, Options(target=target))
+        roles_of(NAMES, Options(target=target))
     assert raised.value.code == code
 
 
@@ -73,7 +73,7 @@ def test_the_released_codes_score():
 
 
 def step_of(options, gram, slot, who=None, records=None, step=0, rate=0.1):
-    who = who or roles(NAMES, options)
+    who = who or roles_of(NAMES, options)
     records = new_records(4, 3) if records is None else records
     weights = mirror_descent(options, who, records, lambda _: rate)(step, gram, slot)
     return weights, records
@@ -126,8 +126,9 @@ def test_halves_give_unbiased_products_and_the_same_mean_gradient():
     assert slot.tolist() == [0, 3, 0, 1, 4, 2]
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(6, 5))
-    halves = np.stack([rows[slot == s].mean(axis=0) if (slot == s).any() else np.zeros(5)
-                       for s in range(6)])
+    halves = np.stack(
+        [rows[slot == s].mean(axis=0) if (slot == s).any() else np.zeros(5) for s in range(6)]
+    )
     gram = gram_of(halves, tokens=np.bincount(slot, minlength=6))
     weights, records = step_of(options, gram, slot)
     domain = np.array([0, 0, 0, 1, 1, 2])
@@ -184,7 +185,7 @@ def test_t6_a_target_inside_the_hull_gets_its_barycentric_weights(variant):
     beta = np.array([0.2, 0.5, 0.3])
     centres = np.concatenate([CENTRES, beta @ CENTRES[None]])
     options = Options(variant=variant, target=("t",), diagonal="biased", mu=0.2)
-    who = roles((*NAMES, "t"), options)
+    who = roles_of((*NAMES, "t"), options)
     alpha, theta = descend(options, who, centres, steps=6000, rate=0.02)
     assert (alpha[:, 3] == 0).all()
     assert alpha.mean(axis=0)[:3] == pytest.approx(beta, abs=0.03)
@@ -194,7 +195,7 @@ def test_t6_a_target_inside_the_hull_gets_its_barycentric_weights(variant):
 @pytest.mark.parametrize("variant", ["paper", "official"])
 def test_t6_for_all_domains_alike_the_best_is_uniform(variant):
     options = Options(variant=variant, diagonal="biased", mu=0.5)
-    alpha, theta = descend(options, roles(NAMES, options), CENTRES, steps=6000, rate=0.02)
+    alpha, theta = descend(options, roles_of(NAMES, options), CENTRES, steps=6000, rate=0.02)
     assert alpha.mean(axis=0) == pytest.approx(np.full(3, 1 / 3), abs=0.04)
     assert theta == pytest.approx(CENTRES.mean(axis=0), abs=0.15)
 

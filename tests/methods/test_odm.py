@@ -110,7 +110,7 @@ def test_t5_in_the_released_codes_way_a_learnt_domain_falls_to_eps():
 
 
 def test_t3_noise_takes_the_largest_weight():
-    losses = np.array([1.5, 2.0, np.log(64)])  # the last is uniform over 64 tokens: nothing to learn
+    losses = np.array([1.5, 2.0, np.log(64)])  # the last: nothing to learn
     for variant in ("paper", "official"):
         last = play(Options(variant=variant), losses, 100)["policy"][-1]
         assert last.argmax() == 2

@@ -363,7 +363,7 @@ class Mixture(Strict):
     )
     document_weights: LocalPath | None = Field(
         default=None,
-        description="parquet of doc_id and weight: how often documents appear in an epoch",
+        description="how often documents appear in an epoch: parquet of doc_id, weight; or solved",
     )
     order: Order = Field(default=Order(), description="how rows follow each other")
     stages: Stages = Field(

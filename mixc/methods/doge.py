@@ -74,7 +74,9 @@ class Options(Strict):
         description="damping of the domain weights; default: 0.05, official without target 0.01",
     )
     target: tuple[str, ...] = Field(
-        default=(), description="domains to get better at; default: all, and all are trained on"
+        default=(),
+        strict=False,
+        description="domains to get better at; default: all, and all are trained on",
     )
     train_target: bool = Field(
         default=False, description="whether domains named by target are trained on too"

@@ -8,8 +8,8 @@ Documents then get multiples m of their natural share u, the token share, by one
 - lin_upper (arXiv:2502.06733): m ~ exp(h / lambda), where h rises with the loss from 0 to 1 and
   stays there from the middle of the range of losses on: what is easy is weighted down, what is
   hard is not weighted up without bound.
-- mid_rank (arXiv:2402.14270): only documents in a band of ranks of loss, [`band`, 2 `band`) of all from the top; what
-  is hardest of all, often noise, is left out.
+- mid_rank (arXiv:2402.14270): only documents in a band of ranks of loss, [`band`, 2 `band`) of all
+  from the top; what is hardest of all, often noise, is left out.
 
 No multiple exceeds `largest`; what is cut is spread over the rest, as the same maximum under that
 bound has it. A domain's weight is the sum of its documents'.

@@ -19,9 +19,9 @@ domain's product with itself is that of two halves of its rows, so that no row m
   get what their documents sum to.
 
 Variant `paper` weights checkpoints by their learning rates, which each step on a domain has;
-`official` takes all alike, as the released notebook does. The notebook also calls the most negative products proponents;
-here a positive influence is one that helps, in both variants. How influence becomes weights is not
-in the paper.
+`official` takes all alike, as the released notebook does. The notebook also calls the most negative
+products proponents; here a positive influence is one that helps, in both variants. How influence
+becomes weights is not in the paper.
 
 Cost: one training run, 3 forward passes a token, and at each checkpoint 3 for each token measured
 (of documents, 3 for each token of all).
@@ -74,13 +74,16 @@ class Options(Strict):
         default="domains", description="what is weighed: domains, or each document"
     )
     target: tuple[str, ...] = Field(
-        default=(), description="domains to get better at; default: all, and all get weights"
+        default=(),
+        strict=False,
+        description="domains to get better at; default: all, and all get weights",
     )
     train_target: bool = Field(
         default=False, description="whether domains named by target get weights too"
     )
     layers: tuple[Literal["embedding", "middle", "last", "all"], ...] = Field(
         default=("embedding",),
+        strict=False,
         min_length=1,
         description="whose gradients: the embedding's, attention's of the middle or last block, "
         "or all together; several are each a vote",

@@ -17,7 +17,7 @@ from mixc.recipe import Proxy, Recipe
 from mixc.registry import METHODS
 from mixc.solve.lab import Lab
 from mixc.solve.problem import Problem, Solution
-from mixc.solve.weights import FILE, SCHEMA, SolvedWeights, finite_or_none, open_weights
+from mixc.solve.weights import FILE, FILES, SCHEMA, SolvedWeights, finite_or_none, open_weights
 from mixc.store import commit
 from mixc.store.hashes import FileRecord, check_file, key_of, seal
 from mixc.store.store import Store
@@ -90,8 +90,7 @@ def fresh(recipe: Recipe, store: Store) -> SolvedWeights | None:
         solved = open_weights(recipe.workdir_path / FILE)
     except MixcError:
         return None
-    file = solved.manifest["trajectory"]
-    if file is not None and check_file(recipe.workdir_path, FileRecord(**file), rehash=True):
+    if any(check_file(recipe.workdir_path, file, rehash=True) for file in solved.files.values()):
         return None
     return solved if solved.manifest["key"] == weights_key(recipe, store) else None
 
@@ -136,25 +135,25 @@ def solve_weights(recipe: Recipe, store: Store) -> SolvedWeights:
         if (solved := fresh(recipe, store)) is not None:
             commit.remove(staging)
             return solved
-        old = _old_trajectory(final)
+        old = _old_files(final)
         problem = make_problem(recipe, store, staging)
         solution = run_method(recipe.solve.method, problem, recipe.solve.options)
-        trajectory = _stage_trajectory(staging, problem, solution)
-        manifest = _manifest(recipe, store, problem, solution, trajectory)
+        files = _stage_files(staging, problem, solution)
+        manifest = _manifest(recipe, store, problem, solution, files)
         commit.write_file(staging / FILE, seal(manifest))
-        if trajectory is not None:
-            commit.publish_file(staging / trajectory.path, final.parent / trajectory.path)
+        for file in files.values():
+            commit.publish_file(staging / file.path, final.parent / file.path)
         commit.publish_file(staging / FILE, final)
-        if old is not None and old != trajectory:
-            commit.remove(final.parent / old.path)
+        for file in set(old) - set(files.values()):
+            commit.remove(final.parent / file.path)
         commit.remove(staging)
     return open_weights(final)
 
 
-def _old_trajectory(final: Path) -> FileRecord | None:
-    """The trajectory of the weights that will be replaced. Raises MX043 if they are not ours."""
+def _old_files(final: Path) -> list[FileRecord]:
+    """The files of the weights that will be replaced. Raises MX043 if they are not ours."""
     try:
-        file = open_weights(final).manifest["trajectory"]
+        return list(open_weights(final).files.values())
     except MixcError as error:
         if error.code == "MX040" and SCHEMA.encode() not in final.read_bytes():
             raise MixcError(
@@ -163,8 +162,7 @@ def _old_trajectory(final: Path) -> FileRecord | None:
                 place=Place(str(final)),
                 help="rename it, and give its name to mixture.weights to build with it",
             ) from None
-        return None
-    return None if file is None else FileRecord(**file)
+        return []
 
 
 def _manifest(
@@ -172,7 +170,7 @@ def _manifest(
     store: Store,
     problem: Problem,
     solution: Solution,
-    trajectory: FileRecord | None,
+    files: Mapping[str, FileRecord],
 ) -> dict[str, Any]:
     solve = recipe.solve
     assert solve is not None
@@ -199,7 +197,13 @@ def _manifest(
         "bits_per_byte": {
             model: _by_domain(names, bits) for model, bits in solution.bits_per_byte.items()
         },
-        "trajectory": None if trajectory is None else trajectory.as_dict(),
+        "schedule": None
+        if solution.schedule is None
+        else [
+            {"until": until, "weights": _by_domain(names, weights)}
+            for until, weights in solution.schedule
+        ],
+        **{name: files[name].as_dict() if name in files else None for name in FILES},
         "cost": {"tokens": solution.tokens, "flops": solution.flops},
         "provenance": {
             "store_hash": store.store_hash,
@@ -216,10 +220,29 @@ def _by_domain(names: tuple[str, ...], values: np.ndarray[Any, Any]) -> Mapping[
     return {name: finite_or_none(value) for name, value in zip(names, values, strict=True)}
 
 
-def _stage_trajectory(staging: Path, problem: Problem, solution: Solution) -> FileRecord | None:
-    """Stage the trajectory, a line per step and domain, under a name made from its content."""
-    if not solution.trajectory:
-        return None
+def _stage_files(staging: Path, problem: Problem, solution: Solution) -> dict[str, FileRecord]:
+    """Stage what goes beside weights.json, by its key there."""
+    tables: dict[str, pa.Table] = {}
+    if solution.trajectory:
+        tables["trajectory"] = _trajectory(problem, solution)
+    if (documents := solution.documents) is not None:
+        tables["documents"] = pa.table({"doc_id": documents.ids, "weight": documents.weights})
+    return {name: _stage_table(staging, name, table) for name, table in tables.items()}
+
+
+def _stage_table(staging: Path, stem: str, table: pa.Table) -> FileRecord:
+    """Stage a table as parquet, under a name made from its content."""
+    unnamed = staging / f"{stem}.parquet"
+    with commit.create(unnamed) as file:
+        pq.write_table(table, pa.PythonFile(file, mode="w"), compression="zstd")
+    record = file.record("")
+    name = f"{stem}-{record.xxh3[:16]}.parquet"
+    commit.rename(unnamed, staging / name)
+    return FileRecord(name, record.bytes, record.xxh3)
+
+
+def _trajectory(problem: Problem, solution: Solution) -> pa.Table:
+    """The trajectory, a line per step and domain."""
     steps = max(len(values) for values in solution.trajectory.values())
     shape = (steps, len(problem.domains))
     columns = {
@@ -229,10 +252,4 @@ def _stage_trajectory(staging: Path, problem: Problem, solution: Solution) -> Fi
     for name, values in solution.trajectory.items():
         column = values if values.ndim == 2 else values[:, None]
         columns[name] = pa.array(np.broadcast_to(column, shape).ravel())
-    unnamed = staging / "trajectory.parquet"
-    with commit.create(unnamed) as file:
-        pq.write_table(pa.table(columns), pa.PythonFile(file, mode="w"), compression="zstd")
-    record = file.record("")
-    name = f"trajectory-{record.xxh3[:16]}.parquet"
-    commit.rename(unnamed, staging / name)
-    return FileRecord(name, record.bytes, record.xxh3)
+    return pa.table(columns)

@@ -25,8 +25,8 @@ With targets that are trained on too, a domain's product with itself, biased, is
 in that code, whose branch against it is never taken. There the gradient of a domain that a batch
 lacks also stays in the products as it was; here every batch must have rows of every domain.
 
-With `gradient: adam` the products are those of AdamW's steps, not of plain gradients:
-<g_j, g_i / (sqrt(v) + eps)>, v the second moments as they stand before the step.
+With `gradient: adam` the products are in the metric of AdamW, which trains, rather than of plain
+gradient steps: <g_j, P g_i>, P falling with the root of the second moments (`adam_scale`).
 
 Cost: one training run, 3 forward passes a token, and the products.
 """
@@ -35,6 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 Gram = NDArray[np.float64]
 Index = NDArray[np.int64]
 
+_PAPERS_RATE = 5e-4
 _LEAST, _MOST = 0.0, 5.0  # the released code's bounds of scores, in learning rates
 
 
@@ -71,7 +73,8 @@ class Options(Strict):
     mu: float | None = Field(
         default=None,
         gt=0,
-        description="damping of the domain weights; default: 0.05, official without target 0.01",
+        description="damping of the domain weights; default: 100 peak learning rates, of the "
+        "official variant without target 20",
     )
     target: tuple[str, ...] = Field(
         default=(),
@@ -100,14 +103,15 @@ def solve(problem: Problem, options: Options) -> Solution:
     The interval of each weight is a block bootstrap over the steps of this one run. Errors: MX050
     when the model diverges, MX051 when a batch has no row of some domain.
     """
-    from mixc.proxy.train import rate_at
+    from mixc.proxy.train import peak_rate, rate_at
 
     lab, count = problem.lab, len(problem.domains)
     train_options = lab.train_options()
     records = new_records(train_options.steps, count)
     who = roles_of(problem.domains, options)
     slots = Slots(options, problem.domains, problem.seed)
-    weigh = mirror_descent(options, who, records, lambda step: rate_at(step, train_options))
+    rate = partial(rate_at, options=train_options)
+    weigh = mirror_descent(options, who, records, rate, peak_rate(train_options))
     batches = lab.batches(np.full(count, 1 / count))
     backward = aligned(options, slots, weigh)
     trained = lab.train("doge", batches, backward=backward, records=records)
@@ -207,11 +211,11 @@ def aligned(options: Options, slots: Slots, weigh: Weigh) -> Backward:
 
 
 def mirror_descent(
-    options: Options, who: Roles, records: Records, rate: Callable[[int], float]
+    options: Options, who: Roles, records: Records, rate: Callable[[int], float], peak: float
 ) -> Weigh:
     """The step of alpha, which is recorded, and the weights of the slots' gradients by it."""
     count = len(who.trained)
-    even = who.trained / who.trained.sum()
+    even, mu = who.trained / who.trained.sum(), damping(options, peak)
 
     def weigh(step: int, gram: DomainGram, slot: Index) -> Weights:
         alpha = records["alpha"][step - 1] if step else even
@@ -223,7 +227,7 @@ def mirror_descent(
             whole = fold_halves(gram) if options.diagonal == "split" else gram
             score = alignment(whole.products, who.target)
             norms, present = whole.norms, whole.present
-        gain = rate(step) * score / damping(options)
+        gain = rate(step) * score / mu
         alpha = raised(alpha, gain, present & who.trained)
         found = {"alpha": alpha, "alignment": score, "norm": norms, "gain": gain}
         for name, values in {**found, "present": present}.items():
@@ -235,11 +239,12 @@ def mirror_descent(
     return weigh
 
 
-def damping(options: Options) -> float:
-    """mu: as given, or the paper's configuration's."""
+def damping(options: Options, peak: float) -> float:
+    """mu: as given, or so many peak learning rates as in the paper's runs, whose peak is 5e-4."""
     if options.mu is not None:
         return options.mu
-    return 0.01 if options.variant == "official" and not options.target else 0.05
+    mu = 0.01 if options.variant == "official" and not options.target else 0.05
+    return mu * peak / _PAPERS_RATE
 
 
 def alignment(products: Gram, target: NDArray[np.bool_]) -> Weights:

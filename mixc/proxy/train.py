@@ -157,10 +157,15 @@ def batch_losses(model: Model, batch: Batch) -> Tensor:
     return token_losses(hidden, model.head, tokens[:, 1:])
 
 
+def peak_rate(options: TrainOptions) -> float:
+    """The highest learning rate: as given, or the shape's own."""
+    given = options.learning_rate
+    return default_learning_rate(options.shape) if given is None else given
+
+
 def rate_at(step: int, options: TrainOptions) -> float:
     """The learning rate of a step: a linear rise, then half a cosine down to the final rate."""
-    given = options.learning_rate
-    peak = default_learning_rate(options.shape) if given is None else given
+    peak = peak_rate(options)
     rise = max(1, round(options.warmup * options.steps))
     if step < rise:
         return peak * ((step + 1) / rise)
@@ -186,20 +191,19 @@ def _optimiser(model: Model, options: TrainOptions) -> torch.optim.Optimizer:
 
 
 def adam_scale(state: State) -> dict[nn.Parameter, Tensor]:
-    """What AdamW multiplies each gradient by, 1 / (sqrt(v) + eps), by the steps so far.
+    """AdamW's scale of each weight's gradient by the steps so far: m / (sqrt(v) + m), in (0, 1].
 
-    v is freed of its bias, as in the step; before the first one all is 1.
+    m is the mean of sqrt(v) over all weights. It stands where AdamW has its epsilon, since a weight
+    that has had no gradient yet, whose scale would be without bound, has it in the step itself from
+    that step's own. Before the first step all is 1.
     """
-    scale: dict[nn.Parameter, Tensor] = {}
-    for group in state.optimiser.param_groups:
-        for weight in group["params"]:
-            moments = state.optimiser.state.get(weight)
-            if not moments:
-                scale[weight] = torch.ones_like(weight)
-                continue
-            unbiased = moments["exp_avg_sq"] / (1 - group["betas"][1] ** float(moments["step"]))
-            scale[weight] = 1 / (unbiased.sqrt() + group["eps"])
-    return scale
+    moments = {weight: state.optimiser.state.get(weight) for weight in state.model.parameters()}
+    roots = {weight: found["exp_avg_sq"].sqrt() for weight, found in moments.items() if found}
+    if not roots:
+        return {weight: torch.ones_like(weight) for weight in moments}
+    total = sum(root.double().sum().item() for root in roots.values())
+    mean = max(total / sum(root.numel() for root in roots.values()), 1e-30)
+    return {weight: mean / (root + mean) for weight, root in roots.items()}
 
 
 def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

@@ -1,5 +1,11 @@
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
+import torch
+from method_worlds import EASY, LOOSE, NOISE, TRAIN, sampler
+from mixc_kernels.domain_grads import domain_grads_reference
 from mixc_kernels.domain_gram import DomainGram
 from pydantic import ValidationError
 
@@ -7,12 +13,15 @@ from mixc.errors import MixcError
 from mixc.methods.doge import (
     Options,
     Slots,
+    aligned,
     alignment,
     mirror_descent,
     new_records,
     official_alignment,
     roles_of,
 )
+from mixc.proxy.model import Model
+from mixc.proxy.train import batch_losses, mean_loss, peak_rate, rate_at, train
 from mixc.solve.roles import Roles
 
 NAMES = ("a", "b", "c")
@@ -75,7 +84,7 @@ def test_the_released_codes_score():
 def step_of(options, gram, slot, who=None, records=None, step=0, rate=0.1):
     who = who or roles_of(NAMES, options)
     records = new_records(4, 3) if records is None else records
-    weights = mirror_descent(options, who, records, lambda _: rate)(step, gram, slot)
+    weights = mirror_descent(options, who, records, lambda _: rate, rate)(step, gram, slot)
     return weights, records
 
 
@@ -163,7 +172,7 @@ def descend(options, who, centres, *, steps, rate, noise=0.0, start=None):
     """DoGE on a quadratic world: the mean of alpha, and where theta ends."""
     K, dim = centres.shape
     records, rng = new_records(steps, K), np.random.default_rng(0)
-    weigh = mirror_descent(options, who, records, lambda _: rate)
+    weigh = mirror_descent(options, who, records, lambda _: rate, rate)
     theta = np.zeros(dim) if start is None else start
     for step in range(steps):
         gradients = theta - centres + noise * rng.normal(size=(K, dim))
@@ -212,6 +221,72 @@ def test_t5_a_learnt_domain_pulls_nowhere():
     _, records = step_of(Options(diagonal="biased"), gram_of(gradients), np.arange(3))
     assert records["alignment"][0, 0] == 0
     assert records["alpha"][0, 0] < 1 / 3
+
+
+# ---- small models on planted domains ----
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def trained(sources, options, steps=60):
+    """Records of a run on sources, and the model."""
+    names = tuple(f"d{k}" for k in range(len(sources)))
+    records, who = new_records(steps, len(names)), roles_of(names, options)
+    settings = replace(TRAIN, steps=steps)
+    rate = partial(rate_at, options=settings)
+    weigh = mirror_descent(options, who, records, rate, peak_rate(settings))
+    backward = aligned(options, Slots(options, names, 0), weigh)
+    model = train(
+        settings, sampler(sources, 5), mean_loss, backward=backward, records=records
+    ).model
+    return records, model
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """A domain that is soon learnt, another twice, and noise."""
+    return trained((EASY, LOOSE, LOOSE, NOISE), Options())[0]
+
+
+def test_t3_noise_gets_the_least(planted):
+    assert planted["alpha"][-1].argmin() == 3
+    late = planted["alignment"][-20:].mean(axis=0)
+    assert late[3] < late[1:3].min()
+
+
+def test_t3_a_biased_diagonal_lifts_every_domain_by_its_gradients_noise(planted):
+    biased = trained((EASY, LOOSE, LOOSE, NOISE), Options(diagonal="biased"))[0]
+    gain = biased["alignment"][-20:] - planted["alignment"][-20:]
+    assert (gain.mean(axis=0) > 0.05).all()
+
+
+def test_t4_copies_of_a_domain_get_the_same_weight(planted):
+    mean = planted["alpha"].mean(axis=0)
+    assert abs(mean[1] - mean[2]) < 0.1 * mean[1]
+
+
+@pytest.mark.parametrize("gradient", ["sgd", "adam"])
+def test_recorded_products_are_those_of_explicit_gradients(gradient):
+    options = Options(diagonal="biased", gradient=gradient, mu=0.1)
+    sources, steps = (EASY, LOOSE), 2
+    records, _ = trained(sources, options, steps)
+    # The first step by hand; before it AdamW has no moments.
+    model = Model(TRAIN.shape, TRAIN.vocab_size, TRAIN.seed)
+    batch = sampler(sources, 5)(0)
+    losses = batch_losses(model, batch)
+    domain = torch.from_numpy(batch.domain)
+    gradients = domain_grads_reference(model, losses, domain, 2).detach().double().numpy()
+    expected = gradients @ gradients.sum(axis=0)
+    assert records["alignment"][0] == pytest.approx(expected, rel=1e-4)
+    if gradient == "adam":
+        plain, _ = trained(sources, Options(diagonal="biased", mu=0.1), steps)
+        assert records["alignment"][1] != pytest.approx(plain["alignment"][1], rel=0.5)
 
 
 def test_options_are_checked():

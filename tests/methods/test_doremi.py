@@ -21,8 +21,12 @@ from mixc.methods.doremi import (
     update,
     weighted_token_mean,
 )
+from mixc.methods.odm import linear
 from mixc.proxy import train as train_module
 from mixc.proxy.train import Batch, batch_losses, mean_loss, train
+from mixc.rng import Stream
+from mixc.solve.documents import tilt
+from mixc.solve.intervals import block_bootstrap
 
 # ---- the algebra ----
 
@@ -202,6 +206,45 @@ def test_the_options_are_read_without_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+# ---- T2: unigram domains, each with a posterior mean of its own (the paper's appendix D) ----
+
+UNIGRAMS = np.array([(1, 0, 0), (0.7, 0.2, 0.1), (1 / 3, 1 / 3, 1 / 3)])
+
+
+def unigram_weights(seed, steps=500, eta=0.5):
+    """Mean alpha against a reference of steps / 3 tokens a domain; losses are the exact means."""
+    lots = Stream(seed, "unigrams").uniforms(6 * steps).reshape(2, 3, steps)
+    tokens = [
+        [np.searchsorted(np.cumsum(p)[:2], u) for p, u in zip(UNIGRAMS, half, strict=True)]
+        for half in lots
+    ]
+    reference = 1 / 3 + np.stack([np.bincount(t[: steps // 3], minlength=3) for t in tokens[0]])
+    reference /= reference.sum(axis=1, keepdims=True)
+    counts, alpha, seen = np.full((3, 3), 1 / 3), UNIFORM, []
+    for drawn in np.array(tokens[1]).T:
+        proxy = counts / counts.sum(axis=1, keepdims=True)
+        excess = (UNIGRAMS * (np.log(reference) - np.log(proxy))).sum(axis=1)
+        lam, present = domain_excess(excess, np.arange(3), 3)
+        alpha = update(alpha, lam, present, eta, 1e-3)
+        counts[np.arange(3), drawn] += alpha
+        seen.append(alpha)
+    return np.mean(seen, axis=0)
+
+
+def test_t2_what_the_prior_knows_gets_the_least():
+    noise, off = 1 - (UNIGRAMS**2).sum(axis=1), ((UNIGRAMS - 1 / 3) ** 2).sum(axis=1)
+    splits = np.array([(i, j, 500 - i - j) for i in range(501) for j in range(501 - i)])
+    error = ((splits * noise + off) / (splits + 1) ** 2).sum(axis=1)
+    assert splits[error.argmin()].tolist() == [79, 421, 0]
+    weights = np.mean([unigram_weights(seed) for seed in range(12)], axis=0)
+    assert weights.argmin() == 2
+    assert weights[2] < 0.2
+    # What goes by the loss itself puts it first.
+    losses = -(UNIGRAMS * np.log(np.maximum(UNIGRAMS, 1e-300))).sum(axis=1)
+    assert linear(np.exp(losses), 1000).argmax() == 2
+    assert tilt(UNIFORM, losses, 16.0).argmax() == 2
+
+
 # ---- small models on planted domains, each with 16 tokens of its own ----
 
 STEPS = 160
@@ -289,6 +332,16 @@ def test_t5_a_domain_both_models_know_decays_towards_the_floor():
     assert result.mean[0] < 0.02
     assert result.mean[0] < result.mean[1:].min() / 10
     assert result.alpha[:, 0].min() < 1.2 * 1e-3 / 3  # the floor is c / K
+
+
+def test_t4_copies_of_a_domain_get_the_same_weight():
+    sources = (EASY, LOOSE, LOOSE)  # other rows of the same chain
+    result = run(
+        replace(TRAIN, steps=60), sampler(sources, 1), sampler(sources, 2), 3, Options(eta=0.2)
+    )
+    low, high = block_bootstrap(result.alpha[:, [1]] - result.alpha[:, [2]], seed=0)
+    assert low[0] - 0.02 < 0 < high[0] + 0.02
+    assert abs(result.mean[1] - result.mean[2]) < 0.05
 
 
 @pytest.mark.parametrize("absent", [lambda step, k: False, lambda step, k: step % 3 == k])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -56,6 +57,7 @@ class DomainPass:
         self._squares = np.zeros(len(groups.rows))
         self._kept: dict[nn.Parameter, tuple[Tensor, Tensor | None]] = {}
         self._waiting: dict[nn.Parameter, list[Part]] = {}
+        self._scratch: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def see(self, use: Use, given: Tensor, dy: Tensor) -> None:
         """Take one use: what its layer was given, and the gradient of what it returned."""
@@ -108,7 +110,7 @@ class DomainPass:
         grad = torch.empty(count, width, dtype=wide(p), device=p.device)
         for first in range(0, count, block):
             size = min(block, count - first)
-            out = grad.new_zeros(domains, size, width)
+            out = self._zeros(p, domains, size, width)
             for part in parts:
                 part.add(out, first)
             add_ranks(out, want.group)
@@ -124,6 +126,15 @@ class DomainPass:
                 grad[first : first + size] = _mixed(out, want.weights)
         if want.weights is not None:
             self.grads[p] = _laid(grad, rows, p)
+
+    def _zeros(self, p: nn.Parameter, *size: int) -> Tensor:
+        """Where gradients are added up: memory that was used before, unless they are kept."""
+        kind, numel = (wide(p), p.device), math.prod(size)
+        if self._want.keep:
+            return torch.zeros(size, dtype=wide(p), device=p.device)
+        if kind not in self._scratch or self._scratch[kind].numel() < numel:
+            self._scratch[kind] = torch.empty(numel, dtype=wide(p), device=p.device)
+        return self._scratch[kind][:numel].view(size).zero_()
 
     def _multiply(self, p: nn.Parameter, out: Tensor, rows: Tensor | slice) -> None:
         """Add the products of gradients out [K, R, C] of these rows of p."""

@@ -21,6 +21,7 @@ from mixc_kernels.grouped_dw import (
     SumPart,
     token_domains,
 )
+from mixc_kernels.grouped_head import HeadPart, Softmax
 from mixc_kernels.long_products import long_products
 from mixc_kernels.watch_uses import Use
 
@@ -83,6 +84,8 @@ class DomainPass:
 
     def _part(self, use: Use, given: Tensor, dy: Tensor) -> Part:
         dtype = wide(use.parameter)
+        if use.kind == "head":
+            return self._head(use, given, dy)
         dy = self._by_domain(dy, 1).to(dtype)
         spans = self._groups.spans(len(dy))
         if use.kind == "lookup":
@@ -91,6 +94,16 @@ class DomainPass:
             return SumPart(dy, spans)
         read = use.read(self._by_domain(given, 1).to(dtype))
         return ProductPart(read, dy, spans) if use.kind == "product" else SumPart(dy * read, spans)
+
+    def _head(self, use: Use, given: Tensor, dy: Tensor) -> Part:
+        assert use.softmax is not None
+        x, about = self._by_domain(given, 1).to(wide(use.parameter)), use.softmax
+        target, top, total = (
+            self._by_domain(one, 0) for one in (about.target, about.top, about.total)
+        )
+        softmax = Softmax(target, top, total, about.terms)
+        spans = self._groups.spans(len(x))
+        return HeadPart(x, use.parameter.detach(), self._by_domain(dy, 0), softmax, spans)
 
     def _by_domain(self, x: Tensor, features: int) -> Tensor:
         """x [B, ..., C] or [B * T, C], tokens by domain, as [N, C]; no C where features is 0."""

@@ -52,6 +52,23 @@ def test_one_pass_gives_what_a_pass_for_each_domain_gives(tied, norm, bias):
     assert relative(gradient(model), WEIGHTS @ each) < 1e-12
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("block_bytes", [1, 1 << 20])
+@pytest.mark.parametrize(
+    "terms", [{}, {"softcap": 2.0, "z_loss": 0.1, "label_smoothing": 0.2, "ignore_index": 3}]
+)
+def test_a_head_whose_logits_nobody_keeps(tied, block_bytes, terms):
+    tokens, domain = batch(9)
+    model = decoder(tied, "layer", False, {"mode": "naive", **terms})
+    each = explicit(model, tokens, domain)
+    model.fused = terms  # by the operator, which the naive mode is without
+    gram = one_pass(model, tokens, domain, block_bytes=block_bytes)
+    assert relative(gram.products, each @ each.T) < 1e-12
+    assert relative(gradient(model), WEIGHTS @ each) < 1e-12
+    one_pass(model, tokens, domain, lambda gram: WEIGHTS, keep_bytes=0)
+    assert relative(gradient(model), WEIGHTS @ each) < 1e-12
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])
 @pytest.mark.parametrize("block_bytes", [1, 1000, 1 << 20])
 def test_blocks_and_rows_change_nothing(rows, block_bytes):

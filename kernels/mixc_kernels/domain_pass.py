@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ from mixc_kernels.grouped_dw import (
     SumPart,
     token_domains,
 )
+from mixc_kernels.grouped_head import HeadPart, Softmax
 from mixc_kernels.long_products import long_products
 from mixc_kernels.watch_uses import Use
 
@@ -56,6 +58,7 @@ class DomainPass:
         self._squares = np.zeros(len(groups.rows))
         self._kept: dict[nn.Parameter, tuple[Tensor, Tensor | None]] = {}
         self._waiting: dict[nn.Parameter, list[Part]] = {}
+        self._scratch: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def see(self, use: Use, given: Tensor, dy: Tensor) -> None:
         """Take one use: what its layer was given, and the gradient of what it returned."""
@@ -81,6 +84,8 @@ class DomainPass:
 
     def _part(self, use: Use, given: Tensor, dy: Tensor) -> Part:
         dtype = wide(use.parameter)
+        if use.kind == "head":
+            return self._head(use, given, dy)
         dy = self._by_domain(dy, 1).to(dtype)
         spans = self._groups.spans(len(dy))
         if use.kind == "lookup":
@@ -89,6 +94,16 @@ class DomainPass:
             return SumPart(dy, spans)
         read = use.read(self._by_domain(given, 1).to(dtype))
         return ProductPart(read, dy, spans) if use.kind == "product" else SumPart(dy * read, spans)
+
+    def _head(self, use: Use, given: Tensor, dy: Tensor) -> Part:
+        assert use.softmax is not None
+        x, about = self._by_domain(given, 1).to(wide(use.parameter)), use.softmax
+        target, top, total = (
+            self._by_domain(one, 0) for one in (about.target, about.top, about.total)
+        )
+        softmax = Softmax(target, top, total, about.terms)
+        spans = self._groups.spans(len(x))
+        return HeadPart(x, use.parameter.detach(), self._by_domain(dy, 0), softmax, spans)
 
     def _by_domain(self, x: Tensor, features: int) -> Tensor:
         """x [B, ..., C] or [B * T, C], tokens by domain, as [N, C]; no C where features is 0."""
@@ -108,7 +123,7 @@ class DomainPass:
         grad = torch.empty(count, width, dtype=wide(p), device=p.device)
         for first in range(0, count, block):
             size = min(block, count - first)
-            out = grad.new_zeros(domains, size, width)
+            out = self._zeros(p, domains, size, width)
             for part in parts:
                 part.add(out, first)
             add_ranks(out, want.group)
@@ -124,6 +139,15 @@ class DomainPass:
                 grad[first : first + size] = _mixed(out, want.weights)
         if want.weights is not None:
             self.grads[p] = _laid(grad, rows, p)
+
+    def _zeros(self, p: nn.Parameter, *size: int) -> Tensor:
+        """Where gradients are added up: memory that was used before, unless they are kept."""
+        kind, numel = (wide(p), p.device), math.prod(size)
+        if self._want.keep:
+            return torch.zeros(size, dtype=wide(p), device=p.device)
+        if kind not in self._scratch or self._scratch[kind].numel() < numel:
+            self._scratch[kind] = torch.empty(numel, dtype=wide(p), device=p.device)
+        return self._scratch[kind][:numel].view(size).zero_()
 
     def _multiply(self, p: nn.Parameter, out: Tensor, rows: Tensor | slice) -> None:
         """Add the products of gradients out [K, R, C] of these rows of p."""

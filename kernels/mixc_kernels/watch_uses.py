@@ -1,8 +1,9 @@
 """What each use of a parameter read, and the gradient of what it wrote, as autograd comes by.
 
-While it is entered, `WatchUses` lets `F.linear`, `F.embedding`, `F.rms_norm` and `F.layer_norm`
-run on detached parameters and hangs a tap on what they return. No gradient of a parameter is then
-computed by autograd; one that does arrive shows a use that was not seen.
+While it is entered, `WatchUses` lets `F.linear`, `F.embedding`, `F.rms_norm`, `F.layer_norm` and
+the losses of `fused_linear_ce` run on detached parameters, and hangs a tap on what they return.
+No gradient of a parameter is then computed by autograd; one that does arrive shows a use that was
+not seen.
 """
 
 from __future__ import annotations
@@ -17,19 +18,25 @@ import torch.nn.functional as F  # noqa: N812 (torch's own custom)
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-Kind = Literal["product", "lookup", "gain", "sum"]
+from mixc_kernels.grouped_head import Softmax
+from mixc_kernels.linear_ce_ops import linear_ce
+from mixc_kernels.linear_ce_torch import Terms
+
+Kind = Literal["product", "lookup", "gain", "sum", "head"]
 
 
 @dataclass(frozen=True)
 class Use:
-    """One use of a parameter: y = x W^T, rows of it, x times it, or it added (of any x).
+    """One use of a parameter: y = x W^T, rows of it, x times it, it added, or losses of x W^T.
 
     `read` makes x from the tensor that the layer was given: a norm's gain reads it normalised.
+    Of losses, what returned is [N], and `softmax` says more.
     """
 
     parameter: nn.Parameter
     kind: Kind
     read: Callable[[Tensor], Tensor] = lambda given: given
+    softmax: Softmax | None = None
 
 
 # (use, the tensor that the layer was given, the gradient of what it returned)
@@ -164,8 +171,23 @@ def _layer_norm(
     return watch.tap(written, input, gain, Use(bias, "sum"))
 
 
-_KNOWN: dict[Any, Callable[..., Tensor]] = {
+def _linear_ce(
+    watch: WatchUses,
+    hidden: Tensor,
+    weight: Any,
+    target: Tensor,
+    *settings: Any,
+) -> tuple[Tensor, ...]:
+    *terms, budget, way = settings
+    given = hidden, watch.hidden(weight), target
+    loss, top, total, logits = linear_ce(*given, *terms, budget, way)
+    use = Use(weight, "head", softmax=Softmax(target, top, total, Terms(*terms)))
+    return watch.tap(loss, hidden, use), top, total, logits
+
+
+_KNOWN: dict[Any, Callable[..., Any]] = {
     F.linear: _linear,
+    linear_ce: _linear_ce,
     F.embedding: _embedding,
     F.rms_norm: _rms_norm,
     F.layer_norm: _layer_norm,

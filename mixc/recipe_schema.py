@@ -292,7 +292,9 @@ class Proxy(Strict):
     steps: int = Field(default=200, ge=1, description="training steps")
     batch_tokens: PositiveQuantity = Field(default=8192, description="tokens of a step")
     seq_len: int = Field(default=256, ge=2, le=65536, description="tokens in a row")
-    learning_rate: float | None = Field(default=None, gt=0, description="by default the preset's")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="at width 96; falls as 1 / width"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to train")
     vocab: Literal["auto", "full"] | Annotated[int, Field(ge=64)] = Field(
         default="auto",

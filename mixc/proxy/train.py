@@ -14,9 +14,10 @@ from torch import Tensor
 from mixc.errors import MixcError
 from mixc.proxy.checkpoint import Checkpoint, State
 from mixc.proxy.device import deterministic, pick_device
+from mixc.proxy.groups import parameter_groups
 from mixc.proxy.loss import token_losses
 from mixc.proxy.model import Model
-from mixc.proxy.presets import Shape, default_learning_rate, flops_per_token
+from mixc.proxy.presets import LEARNING_RATE, Shape, flops_per_token
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ OnStep = Callable[[int, float], None]
 class TrainOptions:
     """How to train. `seq_len` is the number of predicted tokens a row.
 
-    `learning_rate` None takes the shape's default; `warmup` is a share of the steps, `final_lr`
-    a share of the peak rate; `device` is auto, cpu or cuda.
+    `learning_rate` is the peak of a model of width 96 (see `mixc.proxy.groups`), by default 3e-3;
+    `warmup` is a share of the steps, `final_lr` a share of the peak; `device` is auto, cpu or cuda.
     """
 
     shape: Shape
@@ -155,13 +156,13 @@ def batch_losses(model: Model, batch: Batch) -> Tensor:
     """Losses float32[B, L - 1] of each token of the batch but the first of each row, in nats."""
     tokens = torch.from_numpy(batch.tokens).to(model.head.device)
     hidden: Tensor = model(tokens[:, :-1])
-    return token_losses(hidden, model.head, tokens[:, 1:])
+    return token_losses(hidden, model.head, tokens[:, 1:], model.vocab)
 
 
 def rate_at(step: int, options: TrainOptions) -> float:
     """The learning rate of a step: a linear rise, then half a cosine down to the final rate."""
     given = options.learning_rate
-    peak = default_learning_rate(options.shape) if given is None else given
+    peak = LEARNING_RATE if given is None else given
     rise = max(1, round(options.warmup * options.steps))
     if step < rise:
         return peak * ((step + 1) / rise)
@@ -177,18 +178,12 @@ def _start(options: TrainOptions, device: torch.device, init: Mapping[str, Tenso
 
 
 def _optimiser(model: Model, options: TrainOptions) -> torch.optim.Optimizer:
-    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
-    vectors = [weight for weight in model.parameters() if weight.ndim == 1]
-    groups = [
-        {"params": matrices, "weight_decay": options.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, betas=options.betas)
+    return torch.optim.AdamW(parameter_groups(model, options.weight_decay), betas=options.betas)
 
 
 def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
     for group in optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate_factor"]
 
 
 def _check_finite(what: str, value: float, step: int, options: TrainOptions) -> None:

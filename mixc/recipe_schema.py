@@ -308,8 +308,7 @@ class Solve(Strict):
     method: MethodName = Field(description="the method; its options stand under its own name")
     proxy: Proxy = Field(default=Proxy(), description="the small model that is trained")
     match_repetition: Literal["auto"] | bool = Field(
-        default="auto",
-        description="show it so little of each domain that it repeats it as often as the mixture",
+        default="auto", description="it sees so few rows that it repeats them as the mixture does"
     )
 
     @property

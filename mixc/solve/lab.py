@@ -196,7 +196,11 @@ class Lab:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """What the store's ids are to the models."""
+        """What the store's ids are to the models.
+
+        Losses of training are those of the models' ids; `held_losses` and `bits_per_byte` count
+        also what tells the store's ids apart.
+        """
         from mixc.proxy.vocabulary import Vocabulary, frequencies
 
         if self.vocab_size == self.store.vocab_size:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mixc import recipe
 from mixc.errors import MixcError, MixcErrors
 from mixc.recipe import Recipe
-from mixc.recipe_schema import parse_quantity
+from mixc.recipe_types import parse_quantity
 from mixc.registry import METHODS, READERS, WRITERS
 
 GOOD = """\
@@ -192,6 +192,8 @@ def test_defaults(write):
         "seq_len": 256,
         "learning_rate": None,
         "device": "auto",
+        "precision": "auto",
+        "compile": "auto",
         "vocab": "auto",
     }
     assert solved.solve.match_repetition == "auto"
@@ -260,11 +262,17 @@ def test_canonical_knows_values_not_spellings(write):
 
 def test_later_keys_of_the_solve_change_the_hash_only_if_they_say_something(write):
     made = recipe.load(write(FULL)).canonical()
-    for key, default, other in (("match_repetition", "auto", "false"), ("proxy.vocab", "auto", 99)):
+    for key, default, other in (
+        ("match_repetition", "auto", "false"),
+        ("seeds", 1, 2),
+        ("proxy.vocab", "auto", 99),
+        ("proxy.precision", "auto", "fp32"),
+        ("proxy.compile", "auto", "false"),
+    ):
         assert recipe.load(write(FULL), [f"solve.{key}={default}"]).canonical() == made
         assert recipe.load(write(FULL), [f"solve.{key}={other}"]).canonical() != made
-    assert "match_repetition" not in made["solve"]
-    assert "vocab" not in made["solve"]["proxy"]
+    assert not {"match_repetition", "seeds"} & set(made["solve"])
+    assert not {"vocab", "precision", "compile"} & set(made["solve"]["proxy"])
 
 
 def test_canonical_forgets_the_file_and_the_options_of_other_methods(write):

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from mixc import progress
+from mixc.proxy import ranks
 from mixc.store import commit
 from mixc.store.hashes import canonical, hash_file, key_of
 
@@ -22,7 +23,9 @@ _KEY = b"mixc.key"
 
 
 def keep(folder: Path, key: dict[str, Any], table: pa.RecordBatch) -> None:
-    """Add a table to those of a key (plain data)."""
+    """Add a table to those of a key (plain data). Of several ranks the first writes."""
+    if not ranks.first():
+        return
     table = table.replace_schema_metadata({_KEY: canonical(key)})
     place = folder / key_of(key)
     unnamed = place / f"{os.getpid()}.unnamed"  # no other process's, and no table yet

@@ -102,8 +102,8 @@ def _count(store: Store) -> Real:
         mean += counts / max(1, counts.sum())
         total += int(counts.sum())
     mean += 0.5 / max(1, total)
-    mean /= mean.sum()
-    return mean
+    shares: Real = mean / mean.sum()
+    return shares
 
 
 def _domain_counts(store: Store, domain: str) -> NDArray[np.int64]:

@@ -24,7 +24,7 @@ from mixc.recipe import Proxy
 from mixc.rows.stream import DomainStream
 from mixc.solve import runs
 from mixc.solve.runs import MixRun
-from mixc.solve.trainer import Trainer, environment
+from mixc.solve.trainer import QUIETLY, Running, Trainer, environment
 from mixc.store.hashes import key_of
 from mixc.store.store import Store
 
@@ -60,9 +60,10 @@ class Lab:
         folder: Path | None = None,
         key: str = "",
         target_tokens: int | None = None,
+        running: Running = QUIETLY,
     ) -> None:
         self.store, self.options, self.seed = store, options, seed
-        self.target_tokens = target_tokens
+        self.target_tokens, self.running = target_tokens, running
         self.staging, self.folder, self.key = staging, folder, key
         self.domains = tuple(store.domains)
 
@@ -85,6 +86,8 @@ class Lab:
             steps=self.options.steps,
             learning_rate=self.options.learning_rate,
             device=self.options.device,
+            precision=self.options.precision,
+            compile=self.options.compile,
             seed=self.seed,
         )
         return replace(options, **changes)
@@ -92,8 +95,13 @@ class Lab:
     @cached_property
     def trainer(self) -> Trainer:
         """What trains the models of this run, under `train_options`."""
-        key = key_of([self.key, self.store.store_hash])
-        return Trainer(self.train_options(), folder=self.staging, key=key)
+        return Trainer(
+            self.train_options(),
+            folder=self.staging,
+            key=key_of([self.key, self.store.store_hash, self.batch_rows, self.seed]),
+            domains=self.domains,
+            running=self.running,
+        )
 
     def train(
         self,
@@ -127,7 +135,7 @@ class Lab:
                 "kept_rows": None if self.kept_rows is None else self.kept_rows.tolist(),
                 "vocabulary": self.vocabulary.key,
                 "store": self.store.store_hash,
-                "environment": environment(options.device),
+                "environment": environment(options),
             }
         )
         path = None if self.folder is None else self.folder / "runs" / f"{key}.json"
@@ -232,14 +240,18 @@ class Lab:
 
         Returns a function from the step to float32[B, L - 1]. Batches of this lab at fixed weights
         are scored now, `name` is shown meanwhile, and what was found is kept on disk: whoever comes
-        by the same rows with the same model finds it. Other batches are scored as they come.
+        by the same rows with the same model finds it. Other batches, and all where several ranks
+        share the work, are scored as they come.
         """
+        from mixc.proxy import ranks
+        from mixc.proxy.device import pick_device, pick_precision
         from mixc.proxy.reference import cached_losses, uncached_losses
         from mixc.proxy.sampler import Sampler
 
-        folder = self._place("reference")
+        precision = pick_precision(self.options.precision, pick_device(self.options.device))
+        folder = self._place("reference") if ranks.count() == 1 else None
         if folder is None or not isinstance(batches, Sampler) or batches.known_steps is None:
-            return uncached_losses(model, batches)
+            return uncached_losses(model, batches, precision=precision)
         key = {
             "tokenizer": self.store.manifest["tokenizer"]["sha256"],
             "store": self.store.store_hash,
@@ -248,7 +260,7 @@ class Lab:
             "vocabulary": self.vocabulary.key,
             "environment": self.environment(),
         }
-        return cached_losses(model, batches, folder, key, name)
+        return cached_losses(model, batches, folder, key, name=name, precision=precision)
 
     def held_losses(self, model: Model) -> list[NDArray[np.float32]]:
         """The model's loss on each token of each domain's holdout, in nats."""
@@ -275,7 +287,7 @@ class Lab:
 
     def environment(self) -> dict[str, str]:
         """What training repeats to the bit under."""
-        return environment(self.options.device)
+        return environment(self.train_options())
 
     def _held_stream(self, domain: str) -> tuple[NDArray[np.int64], int]:
         """A domain's held-out documents end to end, and the UTF-8 bytes of their text."""

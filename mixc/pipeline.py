@@ -17,6 +17,7 @@ from mixc.engine.ray import Cluster
 from mixc.errors import MixcError, Place
 from mixc.recipe import Recipe
 from mixc.solve import stage as solve_stage
+from mixc.solve.trainer import QUIETLY, Running
 from mixc.solve.weights import SolvedWeights, open_weights, read_weights
 from mixc.store import commit
 from mixc.store.store import Store, open_store
@@ -51,19 +52,20 @@ def run(
     cluster: Cluster | None = None,
     gather: str = "auto",
     decks: bool = False,
+    running: Running = QUIETLY,
 ) -> Outputs:
     """Tokenize, solve and build, each only if it is stale. A cluster builds; the rest is local."""
     store = tokenize_stage.tokenize(recipe, workers=workers)
-    weights = solve_weights(recipe) if _solves(recipe) else None
+    weights = solve_weights(recipe, running) if _solves(recipe) else None
     mixture = build_mixture(recipe, workers=workers, cluster=cluster, gather=gather, decks=decks)
     return Outputs(store, weights, mixture)
 
 
-def solve_weights(recipe: Recipe) -> SolvedWeights:
+def solve_weights(recipe: Recipe, running: Running = QUIETLY) -> SolvedWeights:
     """Solve on the store that is there. Raises MX045 if it is stale."""
     store = current_store(recipe)
     with commit.reading(store.root):
-        return solve_stage.solve_weights(recipe, store)
+        return solve_stage.solve_weights(recipe, store, running)
 
 
 def build_mixture(

@@ -16,8 +16,6 @@ from pydantic_core import ErrorDetails
 from mixc import strict_yaml
 from mixc.errors import CODES, MixcError, MixcErrors, Place, did_you_mean, raise_all
 from mixc.recipe_schema import (
-    PRESETS,
-    WEIGHT_WORDS,
     Domain,
     Holdout,
     Mixture,
@@ -29,6 +27,7 @@ from mixc.recipe_schema import (
     Tokenizer,
     Train,
 )
+from mixc.recipe_types import PRESETS, WEIGHT_WORDS
 from mixc.registry import METHODS
 
 __all__ = [

@@ -197,7 +197,8 @@ def aligned(options: Options, slots: Slots, weigh: Weigh) -> Backward:
         import torch
         from mixc_kernels.domain_grads import DomainGrads
 
-        from mixc.proxy.train import adam_scale, batch_losses
+        from mixc.proxy.adam import adam_scale
+        from mixc.proxy.train import batch_losses
 
         step, slot = state.step, slots.of(batch.domain, state.step)
         scale = adam_scale(state) if options.gradient == "adam" else None

@@ -24,6 +24,7 @@ Cost: one training run, 3 forward passes a token, and one for each token scored.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -38,6 +39,7 @@ from mixc.solve.problem import Problem, Solution
 
 if TYPE_CHECKING:
     from mixc.proxy.model import Model
+    from mixc.solve.lab import Lab
 
 
 class Options(Strict):
@@ -71,7 +73,7 @@ def solve(problem: Problem, options: Options) -> Solution:
     reference = lab.train("reference", lab.batches(mix))
     model = reference.model
     chosen = documents.choose(lab, options.most_documents)
-    losses = documents.score(lab, chosen, lambda tokens: losses_of(model, tokens))
+    losses = documents.score(lab, chosen, partial(losses_of, lab, model))
     multiple = multiples(chosen.share, losses, options)
     weights, low, high = documents.domain_weights(chosen, multiple, count)
     return Solution(
@@ -82,21 +84,23 @@ def solve(problem: Problem, options: Options) -> Solution:
         trajectory=documents.by_domain(chosen, losses, multiple, count),
         bits_per_byte={"reference": lab.bits_per_byte(model)},
         tokens=reference.tokens,
-        flops=reference.flops,
+        flops=reference.flops + lab.forward_flops(int(chosen.lengths.sum())),
         environment=lab.environment(),
     )
 
 
-def losses_of(model: Model, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The model's loss on each token but the first of each row, float32[B, L - 1], in nats."""
+def losses_of(lab: Lab, model: Model, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The loss on each of the store's tokens but the first of each row, float32[B, L - 1]."""
     import torch
 
     from mixc.proxy.device import deterministic
     from mixc.proxy.train import Batch, batch_losses
 
+    known = lab.vocabulary
+    batch = Batch(known.ids[tokens], np.zeros(len(tokens), np.int64))
     with deterministic(model.head.device), torch.no_grad():
-        losses = batch_losses(model, Batch(tokens, np.zeros(len(tokens), np.int64)))
-    return losses.cpu().numpy()
+        losses = batch_losses(model, batch).float().cpu().numpy()
+    return np.asarray(losses + known.extra[tokens[:, 1:]], np.float32)
 
 
 def multiples(

@@ -35,7 +35,7 @@ from pydantic import Field
 
 from mixc.recipe import Strict
 from mixc.solve.intervals import block_bootstrap
-from mixc.solve.problem import Problem, Solution, Weights
+from mixc.solve.problem import Problem, Schedule, Solution, Weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,14 +79,14 @@ def solve(problem: Problem, options: Options) -> Solution:
     weights = policy(options, records, initial)
     objective = bandit(options, records, weights)
     trained = lab.train("odm", lab.scheduled_batches(weights), objective, records=records)
-    after = records["policy"][warm_steps(options, steps) :]
+    after = records["alpha"][warm_steps(options, steps) :]
     mean = after.mean(axis=0)
     low, high = block_bootstrap(after, seed=problem.seed)
     return Solution(
         weights=mean,
         low=np.minimum(low, mean),
         high=np.maximum(high, mean),
-        schedule=compile_stages(records["policy"], options.stages),
+        schedule=compile_stages(records["alpha"], options.stages),
         trajectory={**records, "loss": trained.losses},
         bits_per_byte={"odm": lab.bits_per_byte(trained.model)},
         tokens=trained.tokens,
@@ -98,10 +98,10 @@ def solve(problem: Problem, options: Options) -> Solution:
 def new_records(steps: int, domains: int) -> Records:
     """What a run records of each step, float64[steps, K].
 
-    `policy`, the weights that its rows were dealt by; `reward`, their mean loss in nats, 0 for a
+    `alpha`, the policy that its rows were dealt by; `reward`, their mean loss in nats, 0 for a
     domain without a row; `estimate`, R after the step.
     """
-    return {name: np.zeros((steps, domains)) for name in ("policy", "reward", "estimate")}
+    return {name: np.zeros((steps, domains)) for name in ("alpha", "reward", "estimate")}
 
 
 def warm_steps(options: Options, steps: int) -> int:
@@ -136,7 +136,7 @@ def bandit(options: Options, records: Records, weights: Callable[[int], Weights]
         sums = np.bincount(batch.domain, weights=by_row, minlength=domains)
         reward, drawn = sums / np.maximum(rows, 1), rows > 0
         pi = weights(step)
-        records["policy"][step], records["reward"][step] = pi, reward
+        records["alpha"][step], records["reward"][step] = pi, reward
         if step >= first:
             before = records["estimate"][step - 1] if step else np.zeros(domains)
             if options.variant == "official":
@@ -178,7 +178,7 @@ def remember(estimate: Weights, gain: Weights, drawn: NDArray[np.bool_], memory:
     return np.where(drawn, memory * estimate + (1 - memory) * gain, estimate)
 
 
-def compile_stages(weights: NDArray[np.float64], stages: int) -> tuple[tuple[float, Weights], ...]:
+def compile_stages(weights: NDArray[np.float64], stages: int) -> Schedule:
     """A trajectory [T, K] as at most `stages` equal parts: where each ends, and its mean.
 
     The ends are shares of the run, the last 1.

@@ -123,6 +123,7 @@ def solve(problem: Problem, options: Options) -> Solution:
     rates = np.array([rate_at(step, train_options) for step in steps.tolist()])
     even = np.full(count, 1 / count)
     measured = Measured(lab.batches(even), train_options.steps, who, options)
+    seen = options.batches * lab.batch_rows * train_options.seq_len
     if options.weights == "domains":
         shape = (len(steps), options.batches, len(options.layers), count)
         records = {"influence": np.zeros(shape)}
@@ -131,6 +132,7 @@ def solve(problem: Problem, options: Options) -> Solution:
         chosen = documents.choose(lab, options.most_documents).only(who.trained)
         records = {"influence": np.zeros((len(steps), len(options.layers), len(chosen.ids)))}
         backward = measuring(steps, records, measured.documents(lab, chosen))
+        seen += int(chosen.lengths.sum())
     trained = lab.train("tracin_we", lab.batches(even), backward=backward, records=records)
     if options.variant == "official":
         rates = np.ones(len(steps))
@@ -142,7 +144,7 @@ def solve(problem: Problem, options: Options) -> Solution:
         solution,
         bits_per_byte={"tracin_we": lab.bits_per_byte(trained.model)},
         tokens=trained.tokens,
-        flops=trained.flops,
+        flops=trained.flops + 3 * lab.forward_flops(seen * len(steps) * len(options.layers)),
         environment=lab.environment(),
     )
 
@@ -203,7 +205,8 @@ class Measured:
             found = []
             for layer in self.options.layers:
                 aim = target_gradient(model, layer, self.rows(step), self.who.target)
-                found.append(documents.score(lab, chosen, partial(token_influence, model, aim)))
+                each = partial(token_influence, lab, model, aim)
+                found.append(documents.score(lab, chosen, each))
             return np.array(found)
 
         return measure
@@ -286,15 +289,15 @@ def target_gradient(
 
 
 def token_influence(
-    model: Model, aim: dict[str, Tensor], tokens: NDArray[np.int64]
+    lab: Lab, model: Model, aim: dict[str, Tensor], tokens: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """<grad of a token's loss, aim> of each token but the first of each row, float32[B, L - 1]."""
+    """<grad of a token's loss, aim> of each of the store's tokens but rows' first, [B, L - 1]."""
     from mixc_kernels.grad_dot import grad_dot
 
     from mixc.proxy.model import Model
     from mixc.proxy.train import Batch, batch_losses
 
-    batch = Batch(tokens, np.zeros(len(tokens), np.int64))
+    batch = Batch(lab.vocabulary.ids[tokens], np.zeros(len(tokens), np.int64))
 
     def losses(moved: nn.Module) -> Tensor:
         assert isinstance(moved, Model)

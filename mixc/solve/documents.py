@@ -32,7 +32,7 @@ _BATCH_TOKENS = 16_384
 _NORMAL_95 = 1.959964  # half the width of a normal distribution's middle 95%
 
 
-# Values [B, L - 1], one a predicted token, of tokens int64[B, L].
+# Values [B, L - 1], one a predicted token, of tokens int64[B, L], in the store's ids.
 Measure = Callable[[Tokens], NDArray[np.float32]]
 
 
@@ -40,19 +40,20 @@ Measure = Callable[[Tokens], NDArray[np.float32]]
 class Chosen:
     """n texts to weigh, by domain, then id.
 
-    `ids` uint64[n]; `domain` int64[n]; `share` float64[n], of all training tokens, what each
-    stands for, which sums to 1.
+    `ids` uint64[n]; `domain` int64[n]; `lengths` int64[n] in tokens; `share` float64[n], of all
+    training tokens, what each stands for, which sums to 1.
     """
 
     ids: NDArray[np.uint64]
     domain: Index
+    lengths: Index
     share: Real
 
     def only(self, domains: NDArray[np.bool_]) -> Chosen:
         """Those of some domains, bool[K], alone."""
         kept = domains[self.domain]
-        share = self.share[kept]
-        return Chosen(self.ids[kept], self.domain[kept], share / share.sum())
+        share = self.share[kept] / self.share[kept].sum()
+        return Chosen(self.ids[kept], self.domain[kept], self.lengths[kept], share)
 
 
 def choose(lab: Lab, most: int | None) -> Chosen:
@@ -60,20 +61,19 @@ def choose(lab: Lab, most: int | None) -> Chosen:
 
     With `most`, only so many of a domain, those of smallest hashes: each stands for more.
     """
-    ids, domain, share = [], [], []
+    columns = []
     for number, name in enumerate(lab.domains):
         every, lengths = _training(lab.store, name)
-        found, place = np.unique(every, return_inverse=True)
-        tokens = np.bincount(place, weights=lengths, minlength=len(found))
+        ids, first, place = np.unique(every, return_index=True, return_inverse=True)
+        tokens, length = np.bincount(place, weights=lengths, minlength=len(ids)), lengths[first]
         total = tokens.sum()
-        if most is not None and len(found) > most:
-            drawn = np.sort(np.argsort(Stream(lab.seed, "score", name).hash(found))[:most])
-            found, tokens = found[drawn], tokens[drawn]
-        ids.append(found)
-        domain.append(np.full(len(found), number))
-        share.append(tokens * (total / max(tokens.sum(), 1)))
-    whole = np.concatenate(share)
-    return Chosen(np.concatenate(ids), np.concatenate(domain), whole / whole.sum())
+        if most is not None and len(ids) > most:
+            drawn = np.sort(np.argsort(Stream(lab.seed, "score", name).hash(ids))[:most])
+            ids, tokens, length = ids[drawn], tokens[drawn], length[drawn]
+        share = tokens * (total / max(tokens.sum(), 1))
+        columns.append((ids, np.full(len(ids), number), length, share))
+    ids, domain, length, share = (np.concatenate(column) for column in zip(*columns, strict=True))
+    return Chosen(ids, domain, length, share / share.sum())
 
 
 def score(lab: Lab, chosen: Chosen, measure: Measure) -> Real:

@@ -104,7 +104,7 @@ def play(options, losses, steps=20, rows=8):
 
 def test_t5_in_the_released_codes_way_a_learnt_domain_falls_to_eps():
     losses = np.array([0.01, 6.0, 6.0])
-    last = play(Options(variant="official", warmup=0.2), losses, 100)["policy"][-1]
+    last = play(Options(variant="official", warmup=0.2), losses, 100)["alpha"][-1]
     assert last[0] == pytest.approx(exploration(99, 3), abs=0.003)
     assert last[1] == pytest.approx(last[2])
 
@@ -112,7 +112,7 @@ def test_t5_in_the_released_codes_way_a_learnt_domain_falls_to_eps():
 def test_t3_noise_takes_the_largest_weight():
     losses = np.array([1.5, 2.0, np.log(64)])  # the last: nothing to learn
     for variant in ("paper", "official"):
-        last = play(Options(variant=variant), losses, 100)["policy"][-1]
+        last = play(Options(variant=variant), losses, 100)["alpha"][-1]
         assert last.argmax() == 2
     assert last[2] > 0.6
 
@@ -120,10 +120,10 @@ def test_t3_noise_takes_the_largest_weight():
 def test_the_warm_up_is_on_the_initial_mix_and_its_last_step_begins_the_estimates():
     options = Options(variant="official", warmup=0.25)
     records = play(options, np.array([1.0, 2.0]))
-    assert (records["policy"][:5] == 0.5).all()
+    assert (records["alpha"][:5] == 0.5).all()
     assert not records["estimate"][:4].any()
     assert records["estimate"][4] == pytest.approx(0.1 * np.exp([1.0, 2.0]))
-    assert (records["policy"][5:, 1] > 0.5).all()
+    assert (records["alpha"][5:, 1] > 0.5).all()
     assert records["reward"].tolist() == [[1.0, 2.0]] * 20
 
 
@@ -141,7 +141,7 @@ def test_a_step_reads_nothing_but_the_records():
     whole = play(options, np.array([1.0, 2.0, 0.5]))
     half = {name: np.where(np.arange(20)[:, None] < 9, v, 0) for name, v in whole.items()}
     weights = policy(options, half, np.full(3, 1 / 3))
-    assert np.array_equal(weights(9), whole["policy"][9])
+    assert np.array_equal(weights(9), whole["alpha"][9])
 
 
 # ---- the schedule ----

@@ -60,21 +60,21 @@ class KilledError(Exception):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """The rates of the steps so far; one more than `counted.most` of them is not to be had."""
-    plain, rates = train_module._set_rate, Rates()
+    """The steps so far; one more than `counted.most` of them cannot be made."""
+    plain, steps = train_module._update, Steps()
 
-    def counting(optimiser, rate):
-        if rates.most is not None and len(rates) == rates.most:
+    def counting(options, state, scalar):
+        if steps.most is not None and len(steps) == steps.most:
             raise KilledError
-        rates.append(rate)
-        plain(optimiser, rate)
+        steps.append(state.step)
+        plain(options, state, scalar)
 
-    monkeypatch.setattr(train_module, "_set_rate", counting)
+    monkeypatch.setattr(train_module, "_update", counting)
     monkeypatch.setattr("mixc.proxy.checkpoint.Checkpoint.due", lambda _: True)
-    return rates
+    return steps
 
 
-class Rates(list):
+class Steps(list):
     most = None
 
 

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -130,7 +132,8 @@ def test_t9_a_step_on_a_domain_takes_its_influence_off_the_targets_loss(layer):
 def test_t9_a_documents_influence_is_that_of_its_tokens(layer):
     model, batch = model_and_batch()
     aim = target_gradient(model, layer, [batch], np.array([True, False, False]))
-    tokens = token_influence(model, aim, batch.tokens)
+    lab = SimpleNamespace(vocabulary=SimpleNamespace(ids=np.arange(24)))
+    tokens = token_influence(lab, model, aim, batch.tokens)
     assert tokens.shape == (12, 8)
     if layer == "embedding":
         assert not tokens[4:8].any()  # no word in common

@@ -21,7 +21,7 @@ from mixc.methods.doge import (
     roles_of,
 )
 from mixc.proxy.model import Model
-from mixc.proxy.train import batch_losses, mean_loss, peak_rate, rate_at, train
+from mixc.proxy.train import Batch, batch_losses, mean_loss, peak_rate, rate_at, train
 from mixc.solve.roles import Roles
 
 NAMES = ("a", "b", "c")
@@ -269,6 +269,25 @@ def test_t3_a_biased_diagonal_lifts_every_domain_by_its_gradients_noise(planted)
 def test_t4_copies_of_a_domain_get_the_same_weight(planted):
     mean = planted["alpha"].mean(axis=0)
     assert abs(mean[1] - mean[2]) < 0.1 * mean[1]
+
+
+@pytest.mark.parametrize("variant", ["paper", "official"])
+def test_t14_other_numbers_for_the_domains_of_the_same_batches_permute_alpha(variant):
+    options, order = Options(variant=variant), np.array([2, 0, 1])
+    plain, other = (new_records(4, 3), new_records(4, 3))
+    settings, batches = replace(TRAIN, steps=4), sampler((EASY, LOOSE, NOISE), 5)
+
+    def renamed(step):
+        return Batch(batches(step).tokens, order[batches(step).domain])
+
+    for names, drawn, records in (
+        (("e", "l", "n"), batches, plain),
+        (("l", "n", "e"), renamed, other),
+    ):
+        weigh = mirror_descent(options, roles_of(names, options), records, lambda _: 1e-2, 1e-2)
+        backward = aligned(options, Slots(options, names, 0), weigh)
+        train(settings, drawn, mean_loss, backward=backward, records=records)
+    assert other["alpha"][:, order] == pytest.approx(plain["alpha"], abs=1e-6)
 
 
 @pytest.mark.parametrize("gradient", ["sgd", "adam"])

@@ -397,3 +397,18 @@ def test_two_runs_agree_to_the_bit():
     first, second = once(), once()
     assert np.array_equal(first.alpha, second.alpha)
     assert np.array_equal(first.lam, second.lam)
+
+
+def test_t14_other_numbers_for_the_domains_of_the_same_batches_permute_alpha():
+    order = np.array([2, 0, 1])
+
+    def renamed(batches):
+        return lambda step: Batch(batches(step).tokens, order[batches(step).domain])
+
+    options = replace(TRAIN, steps=6)
+    first, second = sampler((EASY, LOOSE, SECOND), 1, 2), sampler((EASY, LOOSE, SECOND), 2, 2)
+    for variant in ("paper", "official"):
+        method = Options(variant=variant)
+        plain = run(options, first, second, 3, method)
+        other = run(options, renamed(first), renamed(second), 3, method)
+        assert other.alpha[:, order] == pytest.approx(plain.alpha, abs=1e-6)

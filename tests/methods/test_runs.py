@@ -111,6 +111,16 @@ def check_answer(found, options):
         assert (found.weights[:2] > 0).all()
 
 
+def test_t14_the_order_of_domains_in_the_recipe_changes_nothing(store, tmp_path):
+    path, opened = store
+    turned = {name: CORPUS[name] for name in reversed(CORPUS)}
+    other = write_corpus(tmp_path, turned, **SECTIONS)
+    again = tokenize(load(other), workers=1)
+    for name in ("doremi", "doge", "odm"):
+        found, same = solved(path, opened, name, {}), solved(other, again, name, {})
+        assert np.array_equal(found.weights, same.weights)
+
+
 # ---- what stands in weights.json, and what builds make of it ----
 
 

@@ -139,7 +139,9 @@ class Proxy(Strict):
     steps: int = Field(default=200, ge=1, description="training steps")
     batch_tokens: PositiveQuantity = Field(default=8192, description="tokens of a step")
     seq_len: int = Field(default=256, ge=2, le=65536, description="tokens in a row")
-    learning_rate: float | None = Field(default=None, gt=0, description="by default the preset's")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="at width 96; falls as 1 / width"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to train")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
@@ -166,8 +168,7 @@ class Solve(Strict):
         description="solve so many times, under seed, seed + 1, ..., and take the mean",
     )
     match_repetition: Literal["auto"] | bool = Field(
-        default="auto",
-        description="show it so little of each domain that it repeats it as often as the mixture",
+        default="auto", description="it sees so few rows that it repeats them as the mixture does"
     )
 
     @property
@@ -231,7 +232,7 @@ class Mixture(Strict):
     )
     document_weights: LocalPath | None = Field(
         default=None,
-        description="parquet of doc_id and weight: how often documents appear in an epoch",
+        description="how often documents appear in an epoch: parquet of doc_id, weight; or solved",
     )
     order: Order = Field(default=Order(), description="how rows follow each other")
     stages: Stages = Field(

@@ -169,6 +169,8 @@ def test_every_key(write):
         "eta": 1.0,
         "smoothing": 1e-3,
         "reference": "uniform",
+        "rounds": 1,
+        "tolerance": 1e-3,
     }
     assert made.mixture.max_epochs == 4.0
     assert made.mixture.order.shuffle_block == 1

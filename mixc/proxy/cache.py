@@ -7,6 +7,7 @@ whatever is there is whole or, by its name, known to be damaged.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def keep(folder: Path, key: dict[str, Any], table: pa.RecordBatch) -> None:
         return
     table = table.replace_schema_metadata({_KEY: canonical(key)})
     place = folder / key_of(key)
-    unnamed = place / "unnamed.arrow"
+    unnamed = place / f"{os.getpid()}.unnamed"  # no other process's, and no table yet
     with commit.create(unnamed) as file, commit.arrow_file(file, table.schema) as writer:
         writer.write_batch(table)
     commit.rename(unnamed, place / f"{file.record('').xxh3}.arrow")

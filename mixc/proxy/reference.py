@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mixc import progress
 from mixc.proxy import cache, ranks
-from mixc.proxy.device import deterministic
+from mixc.proxy.device import computing_in, deterministic
 from mixc.proxy.model import Model
 from mixc.proxy.sampler import Sampler
 from mixc.proxy.train import Batch, batch_losses
@@ -35,22 +35,34 @@ Losses = NDArray[np.float32]
 
 
 def cached_losses(
-    model: Model, batches: Sampler, folder: Path, key: dict[str, Any], name: str = "reference"
+    model: Model,
+    batches: Sampler,
+    folder: Path,
+    key: dict[str, Any],
+    *,
+    name: str = "reference",
+    precision: torch.dtype = torch.float32,
 ) -> Callable[[int], Losses]:
     """The model's loss on each token but the first of each row of a step's batch, in nats.
 
     Returns a function from the step to float32[B, L - 1]. Rows of the known batches whose losses
     are not in `folder` are scored now, on the device that holds the model. `key` (plain data)
     names all that losses depend on beside the model: tokenizer, store, how rows are cut and
-    numbered, and the machine.
+    numbered, and the machine. Matrix products are in `precision`, as the other model's should be.
     """
-    key = {"algorithm": ALGORITHM, "dtype": "float32", "model": weights_hash(model)} | key
+    about = {"algorithm": ALGORITHM, "model": weights_hash(model), "precision": str(precision)}
+    key = about | key
     known = _Known(folder, key)
-    _score(model, batches, known, name)
+    _score(model, batches, known, name, precision)
     return lambda step: known.read(_ids(batches, step))
 
 
-def uncached_losses(model: Model, batches: Callable[[int], Batch]) -> Callable[[int], Losses]:
+def uncached_losses(
+    model: Model,
+    batches: Callable[[int], Batch],
+    *,
+    precision: torch.dtype = torch.float32,
+) -> Callable[[int], Losses]:
     """The same without keeping: each batch is scored when it is asked for, by all ranks together.
 
     For batches that follow from the run itself, which nobody can visit before.
@@ -58,7 +70,7 @@ def uncached_losses(model: Model, batches: Callable[[int], Batch]) -> Callable[[
 
     def losses(step: int) -> Losses:
         tokens = batches(step).tokens
-        mine = torch.from_numpy(_losses(model, tokens[ranks.share(len(tokens))]))
+        mine = torch.from_numpy(_losses(model, tokens[ranks.share(len(tokens))], precision))
         return ranks.gather_rows(mine, len(tokens)).numpy()
 
     return losses
@@ -130,14 +142,16 @@ def _among(names: Index, ids: Index) -> tuple[Index, NDArray[np.bool_]]:
     return at, names[at] == ids
 
 
-def _score(model: Model, batches: Sampler, known: _Known, name: str) -> None:
+def _score(
+    model: Model, batches: Sampler, known: _Known, name: str, precision: torch.dtype
+) -> None:
     """Score the rows of the batches that are not known."""
     steps = batches.known_steps or 0
     with progress.task(f"score with {name}", steps, "batches") as bar:
         for step in range(steps):
             ids = _ids(batches, step)
             if len(new := known.missing(ids)):
-                known.add(ids[new], _losses(model, batches(step).tokens[new]))
+                known.add(ids[new], _losses(model, batches(step).tokens[new], precision))
             bar.advance(1)
     known.flush()
 
@@ -147,12 +161,12 @@ def _ids(batches: Sampler, step: int) -> Index:
     return (batches.domains(step) << 48) | batches.rows(step)
 
 
-def _losses(model: Model, tokens: NDArray[np.int64]) -> Losses:
+def _losses(model: Model, tokens: NDArray[np.int64], precision: torch.dtype) -> Losses:
     """float32[n, L - 1] of rows int64[n, L], in passes of always as many rows."""
     device = model.head.device
     size = _ROWS_AT_ONCE[device.type]
     padded = np.concatenate([tokens, np.repeat(tokens[:1], -len(tokens) % size, axis=0)])
-    with deterministic(device), torch.no_grad():
+    with deterministic(device), computing_in(precision, device), torch.no_grad():
         parts = [
             batch_losses(model, Batch(padded[i : i + size], np.zeros(size, np.int64))).cpu()
             for i in range(0, len(padded), size)

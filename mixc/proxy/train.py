@@ -22,9 +22,10 @@ from mixc.proxy.device import (
     pick_precision,
     shall_compile,
 )
+from mixc.proxy.groups import parameter_groups
 from mixc.proxy.loss import token_losses
 from mixc.proxy.model import Model
-from mixc.proxy.presets import Shape, default_learning_rate, flops_per_token
+from mixc.proxy.presets import LEARNING_RATE, Shape, flops_per_token
 
 _WORST = 2.0  # times the loss at first, or log V if that is more: beyond it training has diverged
 
@@ -62,9 +63,9 @@ OnStep = Callable[[int, float], None]
 class TrainOptions:
     """How to train. `seq_len` is the number of predicted tokens a row.
 
-    `learning_rate` None takes the shape's default; `warmup` is a share of the steps, `final_lr`
-    a share of the peak rate; `device` is auto, cpu or cuda, `precision` auto, fp32 or bf16,
-    `compile` auto or a bool (see `mixc.proxy.device`).
+    `learning_rate` is the peak of a model of width 96 (see `mixc.proxy.groups`), by default 3e-3;
+    `warmup` is a share of the steps, `final_lr` a share of the peak; `device` is auto, cpu or cuda,
+    `precision` auto, fp32 or bf16, `compile` auto or a bool (see `mixc.proxy.device`).
     """
 
     shape: Shape
@@ -183,7 +184,7 @@ def _update(options: TrainOptions, state: State, scalar: Tensor | None) -> None:
     if not math.isfinite(norm.item()):
         raise _diverged(f"the gradient's norm is {norm.item()}", state.step, options)
     for group in state.optimiser.param_groups:
-        group["lr"] = rate_at(state.step, options)
+        group["lr"] = rate_at(state.step, options) * group["rate_factor"]
     state.optimiser.step()
 
 
@@ -210,7 +211,7 @@ def batch_losses(model: Model, batch: Batch, forward: Forward | None = None) -> 
     """
     tokens = torch.from_numpy(batch.tokens).to(model.head.device)
     hidden = (model if forward is None else forward)(tokens[:, :-1])
-    return token_losses(hidden, model.head, tokens[:, 1:])
+    return token_losses(hidden, model.head, tokens[:, 1:], model.vocab)
 
 
 def _whole_losses(model: Model, batch: Batch, forward: Forward) -> Tensor:
@@ -227,10 +228,14 @@ def _whole_losses(model: Model, batch: Batch, forward: Forward) -> Tensor:
     return ranks.gather_rows(batch_losses(model, part, forward), rows)
 
 
+def peak_rate(options: TrainOptions) -> float:
+    """The highest learning rate: as given, or the default."""
+    return LEARNING_RATE if options.learning_rate is None else options.learning_rate
+
+
 def rate_at(step: int, options: TrainOptions) -> float:
     """The learning rate of a step: a linear rise, then half a cosine down to the final rate."""
-    given = options.learning_rate
-    peak = default_learning_rate(options.shape) if given is None else given
+    peak = peak_rate(options)
     rise = max(1, round(options.warmup * options.steps))
     if step < rise:
         return peak * ((step + 1) / rise)
@@ -246,12 +251,7 @@ def _start(options: TrainOptions, device: torch.device, init: Mapping[str, Tenso
 
 
 def _optimiser(model: Model, options: TrainOptions) -> torch.optim.Optimizer:
-    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
-    vectors = [weight for weight in model.parameters() if weight.ndim == 1]
-    groups = [
-        {"params": matrices, "weight_decay": options.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    groups = parameter_groups(model, options.weight_decay)
     fused = model.head.device.type == "cuda"
     return torch.optim.AdamW(groups, betas=options.betas, fused=fused)
 

@@ -87,7 +87,8 @@ def frequencies(store: Store, folder: Path | None = None) -> Real:
     key = {"algorithm": ALGORITHM, "what": "frequencies", "store": store.store_hash}
     if folder is not None:
         for table in cache.kept(folder, key):
-            return np.asarray(view(table.column("frequency")), np.float64)
+            known: Real = view(table.column("frequency"))
+            return known
     found = _count(store)
     if folder is not None:
         cache.keep(folder, key, pa.RecordBatch.from_arrays([column(found)], ["frequency"]))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mixc import progress
 from mixc.build.counts import row_counts
 from mixc.errors import MixcError
-from mixc.proxy.presets import PRESETS, compact_vocab
+from mixc.proxy.presets import PRESETS, compact_vocab, flops_per_token
 from mixc.proxy.repetition import matched_rows
 from mixc.recipe import Proxy
 from mixc.rows.stream import DomainStream
@@ -204,7 +204,11 @@ class Lab:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """What the store's ids are to the models."""
+        """What the store's ids are to the models.
+
+        Losses of training are those of the models' ids; `held_losses` and `bits_per_byte` count
+        also what tells the store's ids apart.
+        """
         from mixc.proxy.vocabulary import Vocabulary, frequencies
 
         if self.vocab_size == self.store.vocab_size:
@@ -240,14 +244,14 @@ class Lab:
         share the work, are scored as they come.
         """
         from mixc.proxy import ranks
+        from mixc.proxy.device import pick_device, pick_precision
         from mixc.proxy.reference import cached_losses, uncached_losses
         from mixc.proxy.sampler import Sampler
 
-        folder = self._place("reference")
-        if folder is None or ranks.count() > 1 or not isinstance(batches, Sampler):
-            return uncached_losses(model, batches)
-        if batches.known_steps is None:
-            return uncached_losses(model, batches)
+        precision = pick_precision(self.options.precision, pick_device(self.options.device))
+        folder = self._place("reference") if ranks.count() == 1 else None
+        if folder is None or not isinstance(batches, Sampler) or batches.known_steps is None:
+            return uncached_losses(model, batches, precision=precision)
         key = {
             "tokenizer": self.store.manifest["tokenizer"]["sha256"],
             "store": self.store.store_hash,
@@ -256,7 +260,14 @@ class Lab:
             "vocabulary": self.vocabulary.key,
             "environment": self.environment(),
         }
-        return cached_losses(model, batches, folder, key, name)
+        return cached_losses(model, batches, folder, key, name=name, precision=precision)
+
+    def forward_flops(self, tokens: int) -> float:
+        """Floating-point operations of a forward pass over so many tokens."""
+        per_token = flops_per_token(
+            PRESETS[self.options.preset], self.vocab_size, self.options.seq_len - 1
+        )
+        return per_token * tokens
 
     def held_losses(self, model: Model) -> list[NDArray[np.float32]]:
         """The model's loss on each token of each domain's holdout, in nats."""

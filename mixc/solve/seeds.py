@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mixc.solve.doubts import total_variation
-from mixc.solve.problem import Solution
+from mixc.solve.problem import DocumentShares, Schedule, Solution
 
 
 def combine(solutions: Sequence[Solution]) -> Solution:
@@ -36,7 +36,26 @@ def combine(solutions: Sequence[Solution]) -> Solution:
         tokens=sum(one.tokens for one in solutions),
         flops=sum(one.flops for one in solutions),
         environment=first.environment,
+        schedule=_mean_schedule([one.schedule for one in solutions if one.schedule]),
+        documents=_mean_documents([one.documents for one in solutions if one.documents]),
     )
+
+
+def _mean_schedule(schedules: Sequence[Schedule]) -> Schedule | None:
+    """The mean of the seeds' weights in each stage; seeds share the stages' ends."""
+    if not schedules:
+        return None
+    stages = zip(*schedules, strict=True)
+    return tuple((stage[0][0], np.mean([w for _, w in stage], axis=0)) for stage in stages)
+
+
+def _mean_documents(parts: Sequence[DocumentShares]) -> DocumentShares | None:
+    """The mean of each document's weights, over the seeds that gave it one."""
+    if not parts:
+        return None
+    ids, place = np.unique(np.concatenate([one.ids for one in parts]), return_inverse=True)
+    sums = np.bincount(place, weights=np.concatenate([one.weights for one in parts]))
+    return DocumentShares(ids, sums / np.bincount(place))
 
 
 def disagreement(domains: Sequence[str], solutions: Sequence[Solution]) -> dict[str, Any] | None:

@@ -32,7 +32,7 @@ from mixc.solve.lab import Lab
 from mixc.solve.problem import Problem, Solution
 from mixc.solve.seeds import combine, disagreement
 from mixc.solve.trainer import QUIETLY, Running
-from mixc.solve.weights import FILE, SCHEMA, SolvedWeights, finite_or_none, open_weights
+from mixc.solve.weights import FILE, FILES, SCHEMA, SolvedWeights, finite_or_none, open_weights
 from mixc.store import commit
 from mixc.store.hashes import FileRecord, check_file, key_of, seal
 from mixc.store.store import Store
@@ -143,8 +143,7 @@ def fresh(recipe: Recipe, store: Store) -> SolvedWeights | None:
         solved = open_weights(recipe.workdir_path / FILE)
     except MixcError:
         return None
-    file = solved.manifest["trajectory"]
-    if file is not None and check_file(recipe.workdir_path, FileRecord(**file), rehash=True):
+    if any(check_file(recipe.workdir_path, file, rehash=True) for file in solved.files.values()):
         return None
     return solved if solved.manifest["key"] == weights_key(recipe, store) else None
 
@@ -241,24 +240,24 @@ def _bring_up_to_date(
             tell(_FRESH)
             commit.remove(staging)
             return solved
-        old = _old_trajectory(final)
+        old = _old_files(final)
         tell(_SOLVE)
         found = find(recipe, store, staging, running)
-        trajectory = _stage_trajectory(staging, found)
-        commit.write_file(staging / FILE, seal(_manifest(recipe, store, found, trajectory)))
-        if trajectory is not None:
-            commit.publish_file(staging / trajectory.path, final.parent / trajectory.path)
+        files = _stage_files(staging, found)
+        commit.write_file(staging / FILE, seal(_manifest(recipe, store, found, files)))
+        for file in files.values():
+            commit.publish_file(staging / file.path, final.parent / file.path)
         commit.publish_file(staging / FILE, final)
-        if old is not None and old != trajectory:
-            commit.remove(final.parent / old.path)
+        for file in set(old) - set(files.values()):
+            commit.remove(final.parent / file.path)
         commit.remove(staging)
     return open_weights(final)
 
 
-def _old_trajectory(final: Path) -> FileRecord | None:
-    """The trajectory of the weights that will be replaced. Raises MX043 if they are not ours."""
+def _old_files(final: Path) -> list[FileRecord]:
+    """The files of the weights that will be replaced. Raises MX043 if they are not ours."""
     try:
-        file = open_weights(final).manifest["trajectory"]
+        return list(open_weights(final).files.values())
     except MixcError as error:
         if error.code == "MX040" and SCHEMA.encode() not in final.read_bytes():
             raise MixcError(
@@ -267,12 +266,11 @@ def _old_trajectory(final: Path) -> FileRecord | None:
                 place=Place(str(final)),
                 help="rename it, and give its name to mixture.weights to build with it",
             ) from None
-        return None
-    return None if file is None else FileRecord(**file)
+        return []
 
 
 def _manifest(
-    recipe: Recipe, store: Store, found: Found, trajectory: FileRecord | None
+    recipe: Recipe, store: Store, found: Found, files: Mapping[str, FileRecord]
 ) -> dict[str, Any]:
     solve, problem, solution = recipe.solve, found.problem, found.answer
     assert solve is not None
@@ -295,6 +293,7 @@ def _manifest(
             }
             for i, name in enumerate(names)
         },
+        **_schedule(names, solution),
         "baselines": {
             name: _by_domain(names, run_method(name, problem).weights) for name in BASELINES
         },
@@ -302,7 +301,7 @@ def _manifest(
             model: _by_domain(names, bits) for model, bits in solution.bits_per_byte.items()
         },
         "between_seeds": disagreement(names, found.solutions),
-        "trajectory": None if trajectory is None else trajectory.as_dict(),
+        **{name: files[name].as_dict() if name in files else None for name in FILES},
         "cost": {"tokens": solution.tokens, "flops": solution.flops},
         "provenance": {
             "store_hash": store.store_hash,
@@ -315,29 +314,47 @@ def _manifest(
     }
 
 
+def _schedule(names: tuple[str, ...], solution: Solution) -> dict[str, Any]:
+    if solution.schedule is None:
+        return {}
+    return {
+        "schedule": [
+            {"until": until, "weights": _by_domain(names, weights)}
+            for until, weights in solution.schedule
+        ]
+    }
+
+
 def _by_domain(names: tuple[str, ...], values: np.ndarray[Any, Any]) -> Mapping[str, Any]:
     return {name: finite_or_none(value) for name, value in zip(names, values, strict=True)}
 
 
-def _stage_trajectory(staging: Path, found: Found) -> FileRecord | None:
-    """Stage the trajectories, a line per seed, step and domain, named by what they hold."""
-    if not found.solutions[0].trajectory:
-        return None
-    tables = [
-        _trajectory(found.problem.domains, seed, solution)
-        for seed, solution in zip(found.seeds, found.solutions, strict=True)
-    ]
-    unnamed = staging / "trajectory.parquet"
+def _stage_files(staging: Path, found: Found) -> dict[str, FileRecord]:
+    """Stage what goes beside weights.json, by its key there."""
+    tables: dict[str, pa.Table] = {}
+    if found.solutions[0].trajectory:
+        each = zip(found.seeds, found.solutions, strict=True)
+        tables["trajectory"] = pa.concat_tables(
+            _trajectory(found.problem.domains, seed, solution) for seed, solution in each
+        )
+    if (documents := found.answer.documents) is not None:
+        tables["documents"] = pa.table({"doc_id": documents.ids, "weight": documents.weights})
+    return {name: _stage_table(staging, name, table) for name, table in tables.items()}
+
+
+def _stage_table(staging: Path, stem: str, table: pa.Table) -> FileRecord:
+    """Stage a table as parquet, under a name made from its content."""
+    unnamed = staging / f"{stem}.parquet"
     with commit.create(unnamed) as file:
-        table = pa.concat_tables(tables)
         pq.write_table(table, pa.PythonFile(file, mode="w"), compression="zstd")
     record = file.record("")
-    name = f"trajectory-{record.xxh3[:16]}.parquet"
+    name = f"{stem}-{record.xxh3[:16]}.parquet"
     commit.rename(unnamed, staging / name)
     return FileRecord(name, record.bytes, record.xxh3)
 
 
 def _trajectory(domains: Sequence[str], seed: int, solution: Solution) -> pa.Table:
+    """A seed's trajectory, a line per step and domain."""
     steps = max(len(values) for values in solution.trajectory.values())
     shape = (steps, len(domains))
     columns = {

@@ -104,9 +104,11 @@ def test_the_learning_rate_rises_then_falls(steps):
         assert rates[-1] == pytest.approx(0.1)
 
 
-def test_the_default_learning_rate_is_the_shapes():
-    options = replace(OPTIONS, learning_rate=None, steps=100)
-    assert max(rate_at(step, options) for step in range(100)) == 3e-3
+def test_the_default_learning_rate_is_for_any_width():
+    wide = Shape(layers=2, width=192, heads=2, hidden=96)
+    for shape in (OPTIONS.shape, wide):
+        options = replace(OPTIONS, shape=shape, learning_rate=None, steps=100)
+        assert max(rate_at(step, options) for step in range(100)) == 3e-3
 
 
 def test_weighted_loss_is_the_weighted_sum_of_domain_means():

@@ -10,7 +10,7 @@ from mixc.errors import MixcError
 from mixc.proxy import device
 from mixc.proxy.evaluate import stream_losses
 from mixc.proxy.model import Model
-from mixc.proxy.presets import flops_per_token
+from mixc.proxy.presets import Shape, flops_per_token
 from mixc.proxy.train import (
     Batch,
     batch_losses,

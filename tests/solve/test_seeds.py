@@ -1,6 +1,7 @@
 """Several seeds of one method, and the answer that they make."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ from build_helpers import random_corpus, write_corpus
 
 from mixc import pipeline
 from mixc.recipe import load
-from mixc.solve.problem import Solution
+from mixc.solve.problem import DocumentShares, Solution
 from mixc.solve.seeds import combine, disagreement
 from mixc.solve.stage import estimate
 from mixc.tokenize.stage import tokenize
@@ -31,6 +32,28 @@ def test_the_answer_is_the_mean_in_an_interval_over_all_seeds():
     assert found.high == pytest.approx([0.65, 0.85])
     assert found.bits_per_byte["proxy"] == pytest.approx([1.0, 0.4])
     assert (found.tokens, found.flops) == (20, 4.0)
+
+
+def test_schedules_and_documents_are_means_too():
+    mixes = [np.array(mix) for mix in ([0.2, 0.8], [0.6, 0.4], [0.4, 0.6], [0.8, 0.2])]
+    shares = [
+        DocumentShares(np.array(ids, np.uint64), np.array(weights))
+        for ids, weights in (([3, 9], [0.5, 2.0]), ([3, 5], [1.5, 3.0]))
+    ]
+    found = combine(
+        [
+            replace(solution(0.2, 0.8), schedule=((0.5, a), (1.0, b)), documents=documents)
+            for a, b, documents in ((*mixes[:2], shares[0]), (*mixes[2:], shares[1]))
+        ]
+    )
+    assert [end for end, _ in found.schedule] == [0.5, 1.0]
+    assert np.array(found.schedule[0][1]) == pytest.approx([0.3, 0.7])
+    assert np.array(found.schedule[1][1]) == pytest.approx([0.7, 0.3])
+    assert found.documents.ids.tolist() == [3, 5, 9]
+    assert found.documents.weights == pytest.approx([1.0, 3.0, 2.0])
+    plain = combine([solution(0.2, 0.8), solution(0.6, 0.4)])
+    assert plain.schedule is None
+    assert plain.documents is None
 
 
 def test_how_far_seeds_lie_apart():

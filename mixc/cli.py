@@ -23,6 +23,7 @@ from mixc.errors import USAGE, MixcError, MixcErrors
 if TYPE_CHECKING:
     from mixc.engine.ray import Cluster
     from mixc.recipe import Recipe
+    from mixc.solve.trainer import Running
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -143,6 +144,39 @@ def _cluster(engine: str, ray_address: str | None, workers: int) -> Cluster | No
     return make_cluster(ray_address, None if given is ParameterSource.DEFAULT else workers)
 
 
+def _running_options(command: Command) -> Command:
+    command = click.option(
+        "--checkpoint-every",
+        "checkpoint_seconds",
+        type=click.FloatRange(0),
+        default=60.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How often a training keeps its state, to go on from if it is stopped.",
+    )(command)
+    command = click.option(
+        "--track",
+        "trackers",
+        multiple=True,
+        metavar="TRACKER",
+        help="Also tell tensorboard:DIR or wandb:PROJECT of every training step. Repeatable.",
+    )(command)
+    return click.option(
+        "--events",
+        metavar="FILE",
+        help="Append every training step to FILE as a line of JSON; - is stderr.",
+    )(command)
+
+
+def _running(checkpoint_seconds: float, trackers: tuple[str, ...], events: str | None) -> Running:
+    """How models are trained, as the pipeline's functions take it."""
+    from mixc.proxy.events import json_lines, tracker
+    from mixc.solve.trainer import Running
+
+    listeners = [*map(tracker, trackers), *map(json_lines, [events] if events else [])]
+    return Running(checkpoint_seconds, tuple(listeners))
+
+
 _store_option = click.option(
     "--store", type=_PATH, help="The store of a mixture; default: the one beside it."
 )
@@ -175,11 +209,17 @@ def tokenize(recipe: Path, overrides: tuple[str, ...], as_json: bool, workers: i
 
 @cli.command("solve-weights")
 @_recipe_options
-def solve_weights(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Solve for the domain weights by the recipe's method."""
+@_running_options
+def solve_weights(recipe: Path, overrides: tuple[str, ...], as_json: bool, **running: Any) -> None:
+    """Solve for the domain weights by the recipe's method.
+
+    On many devices: torchrun --nproc-per-node N -m mixc solve-weights RECIPE
+    """
     from mixc import pipeline
 
-    _give_weights(pipeline.solve_weights(_load(recipe, overrides)), as_json)
+    solved = pipeline.solve_weights(_load(recipe, overrides), _running(**running))
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ["RANK"] == "0":
+        _give_weights(solved, as_json)
 
 
 def _give_weights(solved: Any, as_json: bool) -> None:
@@ -213,10 +253,14 @@ def build_mixture(
 @_recipe_options
 @_workers_option
 @_engine_options
+@_running_options
 def run(
     recipe: Path,
     overrides: tuple[str, ...],
     as_json: bool,
+    events: str | None,
+    trackers: tuple[str, ...],
+    checkpoint_seconds: float,
     **how: Any,
 ) -> None:
     """Tokenize, solve and build, doing only what is stale."""
@@ -225,8 +269,8 @@ def run(
     from mixc.report import tables
     from mixc.store.summary import store_summary
 
-    chosen = _how(**how)
-    done = pipeline.run(_load(recipe, overrides), **chosen)
+    chosen, running = _how(**how), _running(checkpoint_seconds, trackers, events)
+    done = pipeline.run(_load(recipe, overrides), running=running, **chosen)
     data: dict[str, Any] = {"store": store_summary(done.store), "weights": None}
     if done.weights is not None:
         data["weights"] = {"path": str(done.weights.path), **done.weights.manifest}

@@ -17,6 +17,7 @@ from mixc.engine.ray import Cluster
 from mixc.errors import MixcError, Place
 from mixc.recipe import Recipe
 from mixc.solve import stage as solve_stage
+from mixc.solve.trainer import QUIETLY, Running
 from mixc.solve.weights import SolvedWeights, open_weights, read_weights
 from mixc.store import commit
 from mixc.store.store import Store, open_store
@@ -51,19 +52,20 @@ def run(
     cluster: Cluster | None = None,
     gather: str = "auto",
     decks: bool = False,
+    running: Running = QUIETLY,
 ) -> Outputs:
     """Tokenize, solve and build, each only if it is stale. A cluster builds; the rest is local."""
     store = tokenize_stage.tokenize(recipe, workers=workers)
-    weights = solve_weights(recipe) if _solves(recipe) else None
+    weights = solve_weights(recipe, running) if _solves(recipe) else None
     mixture = build_mixture(recipe, workers=workers, cluster=cluster, gather=gather, decks=decks)
     return Outputs(store, weights, mixture)
 
 
-def solve_weights(recipe: Recipe) -> SolvedWeights:
+def solve_weights(recipe: Recipe, running: Running = QUIETLY) -> SolvedWeights:
     """Solve on the store that is there. Raises MX045 if it is stale."""
     store = current_store(recipe)
     with commit.reading(store.root):
-        return solve_stage.solve_weights(recipe, store)
+        return solve_stage.solve_weights(recipe, store, running)
 
 
 def build_mixture(
@@ -95,7 +97,7 @@ def build_mixture(
 
 def _what(recipe: Recipe, store: Store) -> tuple[BuildPlan, dict[str, Any]]:
     """What is to be built, and what the manifest says of the recipe."""
-    plan = make_plan(recipe, store, mixture_stages(recipe, store))
+    plan = _build_plan(recipe, store)
     canonical = recipe.canonical()
     data = {
         "name": recipe.name,
@@ -105,6 +107,31 @@ def _what(recipe: Recipe, store: Store) -> tuple[BuildPlan, dict[str, Any]]:
         "recipe_hash": build_stage.recipe_hash(canonical),
     }
     return plan, data
+
+
+def _build_plan(recipe: Recipe, store: Store) -> BuildPlan:
+    stages = mixture_stages(recipe, store)
+    return make_plan(recipe, store, stages, _document_weights(recipe, store))
+
+
+def _document_weights(recipe: Recipe, store: Store) -> Path | None:
+    """The file of documents' weights that the recipe asks for.
+
+    Raises MX041 or MX045 if solved ones are asked for and are not there or stale, MX061 if the
+    method gave none.
+    """
+    asked = recipe.mixture.document_weights
+    if asked is None or asked != "solved":
+        return None if asked is None else recipe.resolve(asked)
+    solved = _solved(recipe, store)
+    if (file := solved.files.get("documents")) is None:
+        raise MixcError(
+            "MX061",
+            f"the method '{solved.manifest['method']}' gave documents no weights",
+            place=recipe.place("mixture", "document_weights"),
+            help="solve by ir_dro, or by tracin_we with weights: documents",
+        )
+    return solved.path.parent / file.path
 
 
 def current_store(recipe: Recipe) -> Store:
@@ -156,6 +183,11 @@ def weights_of(
         problem = solve_stage.make_problem(recipe, store)
         weights = solve_stage.run_method(asked, problem).weights
         return dict(zip(problem.domains, weights.tolist(), strict=True))
+    return _solved(recipe, store).weights
+
+
+def _solved(recipe: Recipe, store: Store) -> SolvedWeights:
+    """The solved weights. Raises MX041 if there are none, MX045 if they are stale."""
     solved = solve_stage.fresh(recipe, store)
     if solved is None:
         open_weights(recipe.workdir_path / "weights.json")  # says so if there are none
@@ -164,13 +196,12 @@ def weights_of(
             "weights.json was solved for another store or other options",
             help="run `mixc solve-weights`, or `mixc run`",
         )
-    return solved.weights
+    return solved
 
 
 def _solves(recipe: Recipe) -> bool:
-    return recipe.solve is not None and any(
-        asked == "solved" for _, asked in recipe.mixture.asked_weights()
-    )
+    asked = [weights for _, weights in recipe.mixture.asked_weights()]
+    return recipe.solve is not None and "solved" in [*asked, recipe.mixture.document_weights]
 
 
 def plan(recipe: Recipe, *, workers: int) -> list[StagePlan]:
@@ -197,7 +228,7 @@ def plan(recipe: Recipe, *, workers: int) -> list[StagePlan]:
         if solved is None:
             waits = {"waits for": "solve-weights", **_size(recipe)}
             return [*stages, StagePlan("build-mixture", _status(recipe), waits)]
-    build = make_plan(recipe, store, mixture_stages(recipe, store))
+    build = _build_plan(recipe, store)
     root = recipe.workdir_path / "mixture"
     status = "fresh" if build_stage.fresh(root, build) else _status(recipe)
     return [*stages, StagePlan("build-mixture", status, _describe(build, store, root, workers))]

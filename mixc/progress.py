@@ -18,8 +18,24 @@ class Task(Protocol):
         """Say that `amount` more units are done; `note` replaces the text beside the bar."""
 
 
+_quiet = False
+
+
+@contextmanager
+def muted(quiet: bool) -> Iterator[None]:
+    """While the block runs, say nothing if `quiet`: of processes that work together one tells."""
+    global _quiet
+    before, _quiet = _quiet, quiet
+    try:
+        yield
+    finally:
+        _quiet = before
+
+
 def say(message: str) -> None:
     """A line for people."""
+    if _quiet:
+        return
     sys.stderr.write(message + "\n")
     sys.stderr.flush()
 
@@ -27,7 +43,7 @@ def say(message: str) -> None:
 @contextmanager
 def task(label: str, total: float, unit: str) -> Iterator[Task]:
     """Show work of `total` units (`unit` is "B", "tokens", "rows", ...) while the block runs."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not _quiet:
         with _bar(label, total, unit) as bar:
             yield bar
     else:

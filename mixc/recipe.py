@@ -16,8 +16,6 @@ from pydantic_core import ErrorDetails
 from mixc import strict_yaml
 from mixc.errors import CODES, MixcError, MixcErrors, Place, did_you_mean, raise_all
 from mixc.recipe_schema import (
-    PRESETS,
-    WEIGHT_WORDS,
     Domain,
     Holdout,
     Mixture,
@@ -29,6 +27,7 @@ from mixc.recipe_schema import (
     Tokenizer,
     Train,
 )
+from mixc.recipe_types import PRESETS, WEIGHT_WORDS
 from mixc.registry import METHODS
 
 __all__ = [
@@ -272,6 +271,11 @@ def _check_solved(source: _Source) -> Iterator[MixcError]:
             message = "weights are 'solved', but there is no 'solve' section"
             at = keys if written else keys[:1]
             yield source.error("MX009", message, at, hint, of_key=not written)
+    if "document_weights" in (_given(source, "mixture") or []):
+        keys = ("mixture", "document_weights")
+        if source.data["mixture"]["document_weights"] == "solved":
+            message = "document_weights are 'solved', but there is no 'solve' section"
+            yield source.error("MX009", message, keys, "add a 'solve' section")
 
 
 def _check_shares(source: _Source) -> Iterator[MixcError]:

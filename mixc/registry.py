@@ -78,6 +78,30 @@ METHODS: dict[str, Entry] = {
         source="arXiv:2305.10429",
         forward_passes=7.0,  # 3 to train the reference, 3 the proxy, 1 to score with the reference
     ),
+    "doge": Entry(
+        "mixc.methods.doge",
+        "domains whose gradients align with the target's",
+        source="arXiv:2310.15393",
+        forward_passes=3.0,
+    ),
+    "odm": Entry(
+        "mixc.methods.odm",
+        "a bandit over domains, rewarded by loss: a mix that changes along the run",
+        source="arXiv:2312.02406",
+        forward_passes=3.0,
+    ),
+    "ir_dro": Entry(
+        "mixc.methods.ir_dro",
+        "documents weighted by their loss, and domains by their documents",
+        source="arXiv:2402.14270",
+        forward_passes=4.0,  # 3 to train; documents scored, once each, are taken for a run's tokens
+    ),
+    "tracin_we": Entry(
+        "mixc.methods.tracin_we",
+        "influence on the target through word embeddings",
+        source="arXiv:2202.11844",
+        forward_passes=3.5,  # 3 to train, and what is measured, by default 20 batches
+    ),
 }
 
 WRITERS: dict[str, Entry] = {

@@ -15,7 +15,8 @@ SOURCES = sorted([*(ROOT / "mixc").rglob("*.py"), *(ROOT / "kernels").rglob("*.p
 FLOORS = [
     {"errors", "progress", "rng", "kernels"},
     {"strict_yaml", "registry", "store", "engine"},
-    {"recipe_schema", "rows", "readers"},
+    {"recipe_types", "rows", "readers"},
+    {"recipe_schema"},
     {"recipe", "writers", "report"},
     {"tokenize", "proxy", "build"},
     {"solve", "verify", "inspect", "diff"},

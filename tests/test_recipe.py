@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mixc import recipe
 from mixc.errors import MixcError, MixcErrors
 from mixc.recipe import Recipe
-from mixc.recipe_schema import parse_quantity
+from mixc.recipe_types import parse_quantity
 from mixc.registry import METHODS, READERS, WRITERS
 
 GOOD = """\
@@ -169,6 +169,8 @@ def test_every_key(write):
         "eta": 1.0,
         "smoothing": 1e-3,
         "reference": "uniform",
+        "rounds": 1,
+        "tolerance": 1e-3,
     }
     assert made.mixture.max_epochs == 4.0
     assert made.mixture.order.shuffle_block == 1
@@ -192,7 +194,11 @@ def test_defaults(write):
         "seq_len": 256,
         "learning_rate": None,
         "device": "auto",
+        "precision": "auto",
+        "compile": "auto",
+        "vocab": "auto",
     }
+    assert solved.solve.match_repetition == "auto"
 
 
 def test_paths_are_relative_to_the_recipe_and_survive_a_change_of_folder(
@@ -254,6 +260,21 @@ def test_canonical_knows_values_not_spellings(write):
     made = recipe.load(write(GOOD))
     assert recipe.load(write(spelled)).canonical() == made.canonical()
     assert recipe.load(write(GOOD), ["seed=2"]).canonical() != made.canonical()
+
+
+def test_later_keys_of_the_solve_change_the_hash_only_if_they_say_something(write):
+    made = recipe.load(write(FULL)).canonical()
+    for key, default, other in (
+        ("match_repetition", "auto", "false"),
+        ("seeds", 1, 2),
+        ("proxy.vocab", "auto", 99),
+        ("proxy.precision", "auto", "fp32"),
+        ("proxy.compile", "auto", "false"),
+    ):
+        assert recipe.load(write(FULL), [f"solve.{key}={default}"]).canonical() == made
+        assert recipe.load(write(FULL), [f"solve.{key}={other}"]).canonical() != made
+    assert not {"match_repetition", "seeds"} & set(made["solve"])
+    assert not {"vocab", "precision", "compile"} & set(made["solve"]["proxy"])
 
 
 def test_canonical_forgets_the_file_and_the_options_of_other_methods(write):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,9 +105,15 @@ class StageWeights:
     begin: Mapping[str, float] | None = None
 
 
-def make_plan(recipe: Recipe, store: Store, stages: Sequence[StageWeights]) -> BuildPlan:
+def make_plan(
+    recipe: Recipe,
+    store: Store,
+    stages: Sequence[StageWeights],
+    document_weights: Path | None = None,
+) -> BuildPlan:
     """Decide the rows of each domain and check that every format can hold them.
 
+    `document_weights` is the file of the documents' weights, where the recipe asks for any.
     Raises MX061 (weights that do not fit the store's domains or documents), MX060 (too little
     data), MX062 (a format that cannot hold this).
     """
@@ -122,7 +129,7 @@ def make_plan(recipe: Recipe, store: Store, stages: Sequence[StageWeights]) -> B
             help="ask for more tokens, or for shorter rows",
         )
     length = options.row_tokens
-    supply = _supply(recipe, store)
+    supply = _supply(recipe, store, document_weights)
     room = supply.room(rows, options.max_epochs)
     with located(recipe.place("mixture")):
         schedule = make_schedule(asked, rows, room)
@@ -152,11 +159,11 @@ def make_plan(recipe: Recipe, store: Store, stages: Sequence[StageWeights]) -> B
     )
 
 
-def _supply(recipe: Recipe, store: Store) -> Supply:
-    options, path = recipe.mixture, recipe.mixture.document_weights
+def _supply(recipe: Recipe, store: Store, path: Path | None) -> Supply:
+    options = recipe.mixture
     layout = Layout(options.row_tokens, recipe.seed, options.packing, path is not None)
     with located(recipe.place("mixture", "document_weights")):
-        weights = None if path is None else read_weights(recipe.resolve(path))
+        weights = None if path is None else read_weights(path)
         return make_supply(store, tuple(store.domains), layout, weights)
 
 

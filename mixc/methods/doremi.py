@@ -3,17 +3,30 @@
 A reference model is trained on a simple mix; a proxy of the same size is then trained on
 batches drawn evenly from all domains, its loss weighted by domain weights alpha that rise, by
 exponentiated gradient, where the proxy is still worse than the reference. The answer is the mean
-of alpha over the steps.
+of alpha over the steps. With more rounds, the reference of the next is trained on that mean, until
+no weight changes by more than `tolerance` (section 2, "iterated DoReMi").
 
 The excess of a token is clipped at zero before it is averaged, as in the paper. So a domain whose
 excess X is zero in the mean still has lambda = E[max(X, 0)] > 0, and the more the noisier its
-losses are. The result records both `lam` and the unclipped `excess`; lam - max(excess, 0) is that
-bias, step by step and domain by domain.
+losses are. The trajectory has both `clipped_excess` and `excess`; what the first exceeds
+max(excess, 0) by is that bias, step by step and domain by domain.
+
+Variant `official` does as the released code (github.com/sangmichaelxie/doremi):
+- the loss is the mean over tokens weighted by alpha, not the sum over domains of alpha times
+  the domain's mean (`weighted_token_mean`);
+- a domain that is absent from a batch moves by its last lambda, at first log(vocabulary), where
+  the paper's variant leaves it as it is;
+- the mean of alpha has the uniform alpha of before the first step in it;
+- the smoothing is 1e-4, where the paper's is 1e-3.
+What belongs to its trainer is not reproduced: alpha one step late on all ranks but the first and
+inside accumulated batches, the reference in training mode, and its optimiser.
+
+Cost: 7 forward passes a token and round, 3 to train each model and 1 to score with the reference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -23,127 +36,148 @@ from pydantic import Field
 
 from mixc.recipe import Strict
 from mixc.solve.intervals import block_bootstrap
-from mixc.solve.problem import Problem, Solution
+from mixc.solve.mirror import raised
+from mixc.solve.problem import Problem, Solution, Weights
 
 if TYPE_CHECKING:  # torch takes a second to import, and the recipe's schema needs only Options
     from torch import Tensor
 
-    from mixc.proxy.model import Model
-    from mixc.proxy.train import Batch, Batches, Objective, Records, Trained
-    from mixc.solve.trainer import Trainer
+    from mixc.proxy.train import Batch, Objective, Records, Trained
+    from mixc.solve.lab import Lab
+
+_SMOOTHING = {"paper": 1e-3, "official": 1e-4}
 
 
 class Options(Strict):
     """Options of `solve.doremi`."""
 
-    variant: Literal["paper"] = Field(default="paper", description="algorithm 1 of the paper")
+    variant: Literal["paper", "official"] = Field(
+        default="paper", description="algorithm 1 of the paper, or as the released code does"
+    )
     eta: float = Field(default=1.0, gt=0, description="step size of the domain weights")
-    smoothing: float = Field(
-        default=1e-3, ge=0, lt=1, description="share of the uniform mix added at every step"
+    smoothing: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="share of the uniform mix added at every step; default: 1e-3, official 1e-4",
     )
     reference: Literal["natural", "uniform"] = Field(
-        default="natural", description="the mix that the reference model is trained on"
+        default="natural", description="the mix that the first reference model is trained on"
     )
-
-
-@dataclass(frozen=True)
-class DoReMiResult:
-    """What a run found. T is the number of proxy steps, K of domains; losses in nats a token.
-
-    `alpha_mean` [K] is the answer: the mean of alpha [T, K], which starts after the first
-    update. `lam` [T, K] is the clipped excess that moved alpha, `excess` [T, K] the same mean
-    unclipped; both are 0 where `present` [T, K] says that the batch held none of the domain.
-    """
-
-    alpha_mean: NDArray[np.float64]
-    alpha: NDArray[np.float64]
-    lam: NDArray[np.float64]
-    excess: NDArray[np.float64]
-    present: NDArray[np.bool_]
-    reference: Trained
-    proxy: Trained
-    tokens: int
-    flops: float
+    rounds: int = Field(
+        default=1, ge=1, description="rounds at most; each has its reference on the last's answer"
+    )
+    tolerance: float = Field(
+        default=1e-3, gt=0, description="a round that changes no weight by more is the last"
+    )
 
 
 def solve(problem: Problem, options: Options) -> Solution:
-    """Train the reference and the proxy on the problem's rows, and average alpha.
+    """Train reference and proxy round by round, and average alpha over the last round's steps.
 
-    The interval of each weight is a block bootstrap over the steps of this one run.
+    The interval of each weight is a block bootstrap over those steps. Errors: MX050 when a model
+    diverges.
     """
     lab, count = problem.lab, len(problem.domains)
     uniform = np.full(count, 1 / count)
-    natural = problem.tokens / problem.tokens.sum()
-    result = run(
-        lab.trainer,
-        lab.batches(natural if options.reference == "natural" else uniform),
-        lab.batches(uniform),
-        count,
-        options,
-    )
-    low, high = block_bootstrap(result.alpha, seed=problem.seed)
+    mix = uniform if options.reference == "uniform" else problem.tokens / problem.tokens.sum()
+    rounds: list[_Round] = []
+    for number in range(1, options.rounds + 1):
+        rounds.append(_round(lab, str(number), mix, options))
+        before, mix = mix, mean_alpha(rounds[-1].records["alpha"], options.variant)
+        if np.abs(mix - before).max() <= options.tolerance:
+            break
+    last = rounds[-1]
+    low, high = block_bootstrap(last.records["alpha"], seed=problem.seed)
     return Solution(
-        weights=result.alpha_mean,
-        low=np.minimum(low, result.alpha_mean),
-        high=np.maximum(high, result.alpha_mean),
+        weights=mix,
+        low=np.minimum(low, mix),
+        high=np.maximum(high, mix),
         trajectory={
-            "alpha": result.alpha,
-            "clipped_excess": result.lam,
-            "excess": result.excess,
-            "present": result.present.astype(np.float64),
-            "proxy_loss": result.proxy.losses,
-            "reference_loss": result.reference.losses,
+            **{name: np.concatenate([r.records[name] for r in rounds]) for name in last.records},
+            "proxy_loss": np.concatenate([r.proxy.losses for r in rounds]),
+            "reference_loss": np.concatenate([r.reference.losses for r in rounds]),
         },
         bits_per_byte={
-            "reference": lab.bits_per_byte(result.reference.model),
-            "proxy": lab.bits_per_byte(result.proxy.model),
+            "reference": lab.bits_per_byte(last.reference.model),
+            "proxy": lab.bits_per_byte(last.proxy.model),
         },
-        tokens=result.tokens,
-        flops=result.flops,
+        tokens=sum(r.reference.tokens + r.proxy.tokens for r in rounds),
+        # A third of the proxy's own is what its reference's forward pass costs.
+        flops=sum(r.reference.flops + r.proxy.flops * 4 / 3 for r in rounds),
         environment=lab.environment(),
     )
 
 
-def run(
-    trainer: Trainer,
-    reference_batches: Batches,
-    proxy_batches: Batches,
-    domains: int,
-    options: Options,
-    *,
-    reference_init: Mapping[str, Tensor] | None = None,
-    proxy_init: Mapping[str, Tensor] | None = None,
-) -> DoReMiResult:
-    """Train the reference on one sampler and the proxy on the other (paper, algorithm 1).
+@dataclass(frozen=True)
+class _Round:
+    """A reference, the proxy trained against it, and what that run recorded."""
 
-    `reference_batches` should draw from the mix `options.reference`, `proxy_batches` evenly from
-    the `domains` domains. Both models start from the same seed, or from the state dicts given.
-    Tokens are those trained on, by both models; flops include the reference's forward pass beside
-    the proxy.
+    reference: Trained
+    proxy: Trained
+    records: Records
 
-    Errors: MX050 when either model diverges.
+
+def _round(lab: Lab, name: str, mix: Weights, options: Options) -> _Round:
+    """Train a reference on `mix`, and a proxy against it."""
+    batches = lab.batches(np.full(len(mix), 1 / len(mix)))
+    reference = lab.train(f"reference-{name}", lab.batches(mix))
+    train_options = lab.train_options()
+    records = new_records(train_options.steps, len(mix))
+    scored = lab.reference_losses(reference.model, batches, f"reference-{name}")
+    objective = group_dro(scored, options, records, vocab=train_options.vocab_size)
+    proxy = lab.train(f"proxy-{name}", batches, objective, records=records)
+    return _Round(reference, proxy, records)
+
+
+def new_records(steps: int, domains: int) -> Records:
+    """What a proxy's run records of each step, float64[steps, K].
+
+    `alpha`, after the step's update; `clipped_excess`, the lambda that moved it; `excess`, the
+    same mean unclipped; and `present`, 1 where the batch held a token of the domain. Of a domain
+    that is absent the excess is 0, and lambda is what the variant makes it.
     """
-    from mixc.proxy.presets import flops_per_token
+    names = ("alpha", "clipped_excess", "excess", "present")
+    return {name: np.zeros((steps, domains)) for name in names}
 
-    reference = trainer.train("reference", reference_batches, init=reference_init)
-    steps = trainer.options.steps
-    names = ("alpha", "lam", "excess", "present")
-    records = {name: np.zeros((steps, domains)) for name in names}
-    objective = _group_dro(reference.model, options, records)
-    proxy = trainer.train("proxy", proxy_batches, objective, records=records, init=proxy_init)
-    model = trainer.options
-    scored = flops_per_token(model.shape, model.vocab_size, model.seq_len) * proxy.tokens
-    return DoReMiResult(
-        alpha_mean=records["alpha"].mean(axis=0),
-        alpha=records["alpha"],
-        lam=records["lam"],
-        excess=records["excess"],
-        present=records["present"] > 0,
-        reference=reference,
-        proxy=proxy,
-        tokens=reference.tokens + proxy.tokens,
-        flops=reference.flops + proxy.flops + scored,
-    )
+
+def group_dro(
+    reference: Callable[[int], NDArray[np.float32]],
+    options: Options,
+    records: Records,
+    *,
+    vocab: int,
+) -> Objective:
+    """The proxy's objective. `reference(step)` are its losses on the batch, float32[B, T].
+
+    Alpha moves between the forward and the backward pass, so the weights of step t act on the
+    loss of step t; that loss is unclipped, and without the reference's part, a constant.
+    """
+    count = records["alpha"].shape[1]
+    official = options.variant == "official"
+    smoothing = _SMOOTHING[options.variant] if options.smoothing is None else options.smoothing
+
+    def objective(step: int, losses: Tensor, batch: Batch) -> Tensor:
+        from mixc.proxy.train import weighted_loss
+
+        over = losses.detach().cpu().numpy().astype(np.float64) - reference(step)
+        domain = np.repeat(batch.domain, over.shape[1])
+        lam, present = domain_excess(over.ravel(), domain, count)
+        alpha = records["alpha"][step - 1] if step else np.full(count, 1 / count)
+        if official:
+            last = records["clipped_excess"][step - 1] if step else np.full(count, np.log(vocab))
+            lam = np.where(present, lam, last)
+            alpha = update(alpha, lam, np.ones(count, bool), options.eta, smoothing)
+        else:
+            alpha = update(alpha, lam, present, options.eta, smoothing)
+        records["alpha"][step], records["clipped_excess"][step] = alpha, lam
+        records["excess"][step] = _domain_mean(over.ravel(), domain, count)[0]
+        records["present"][step] = present
+        if official:
+            return weighted_token_mean(losses, batch, alpha)
+        return weighted_loss(losses, batch, alpha)
+
+    return objective
 
 
 def domain_excess(
@@ -174,44 +208,31 @@ def update(
     Equal lambdas leave the step's weights exactly as they are. With smoothing 0, a weight may
     reach 0, and then stays there.
     """
-    stepped = alpha.copy()
-    # Subnormal weights count as 0, so that no factor below can overflow.
-    moving = present & (alpha >= np.finfo(np.float64).tiny)
-    if moving.any():
-        log_alpha, gain = np.log(alpha[moving]), eta * lam[moving]
-        log_z = _log_sum_exp(log_alpha + (gain - gain.max())) - _log_sum_exp(log_alpha)
-        stepped[moving] *= np.exp(gain - gain.max() - log_z)
+    stepped = raised(alpha, eta * lam, present)
     # Not (1 - c) a + c / K: in this form uniform weights stay uniform to the bit.
     return stepped + smoothing * (1.0 / len(alpha) - stepped)
 
 
-def _group_dro(reference: Model, options: Options, records: Records) -> Objective:
-    """The proxy's objective. Step t writes row t of each record [steps, K].
+def mean_alpha(alpha: NDArray[np.float64], variant: str) -> NDArray[np.float64]:
+    """The answer, float64[K]: the mean of alpha [T, K] over the steps.
 
-    Alpha moves between the forward and the backward pass, so the weights of step t act on the
-    loss of step t; that loss is unclipped, and without the reference's part, a constant.
+    The released code starts its counter with the uniform weights of before the first step.
+    """
+    if variant == "official":
+        alpha = np.concatenate([np.full((1, alpha.shape[1]), 1 / alpha.shape[1]), alpha])
+    return np.asarray(alpha.mean(axis=0), np.float64)
+
+
+def weighted_token_mean(losses: Tensor, batch: Batch, weights: NDArray[np.float64]) -> Tensor:
+    """The mean of losses [B, T] over tokens weighted by their domains' weights, float64[K].
+
+    The released code's loss. It divides weights by the domains' sampling weights first; batches
+    are drawn evenly here, which leaves them as they are.
     """
     import torch
 
-    from mixc.proxy.train import batch_losses, weighted_loss
-
-    reference.eval().requires_grad_(False)
-    K = records["alpha"].shape[1]
-
-    def objective(step: int, losses: Tensor, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            over = (losses - batch_losses(reference, batch)).cpu().numpy()
-        domain = np.repeat(batch.domain, over.shape[1])
-        lam, present = domain_excess(over.ravel(), domain, K)
-        excess, _ = _domain_mean(over.ravel(), domain, K)
-        before = records["alpha"][step - 1] if step else np.full(K, 1.0 / K)
-        alpha = update(before, lam, present, options.eta, options.smoothing)
-        found = {"alpha": alpha, "lam": lam, "excess": excess, "present": present}
-        for name, values in found.items():
-            records[name][step] = values
-        return weighted_loss(losses, batch, alpha)
-
-    return objective
+    share = weights[batch.domain] / (weights[batch.domain].sum() * losses.shape[1])
+    return (losses * torch.from_numpy(share).to(losses)[:, None]).sum()
 
 
 def _domain_mean(
@@ -221,8 +242,3 @@ def _domain_mean(
     counts = np.bincount(domain, minlength=K)
     sums = np.bincount(domain, weights=values.astype(np.float64), minlength=K)
     return sums / np.maximum(counts, 1), counts > 0
-
-
-def _log_sum_exp(x: NDArray[np.float64]) -> float:
-    top = float(x.max())
-    return top + float(np.log(np.exp(x - top).sum()))

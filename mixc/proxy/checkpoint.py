@@ -18,11 +18,11 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from mixc import progress
+from mixc.proxy import ranks
 from mixc.proxy.model import Model
 from mixc.store import commit
 
 SCHEMA = "mixc.checkpoint/1"
-_EVERY_SECONDS = 60.0
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Checkpoint:
     is loaded, the run starts anew, and says why.
     """
 
-    def __init__(self, path: Path, key: str, *, every_seconds: float = _EVERY_SECONDS) -> None:
+    def __init__(self, path: Path, key: str, *, every_seconds: float = 60.0) -> None:
         self.path, self.key, self.every_seconds = path, key, every_seconds
         self._last = time.monotonic()
 
@@ -54,20 +54,22 @@ class Checkpoint:
 
     def save(self, state: State) -> None:
         """Put the state in the place of the one before, in one step."""
+        self._last = time.monotonic()
+        if not ranks.first():
+            return
         tensors = _tensors(state)
         about = {"schema": SCHEMA, "key": self.key, "xxh3": _digest(tensors)}
         commit.write_file(self.path, to_bytes(tensors, metadata=about))
-        self._last = time.monotonic()
 
     def restore(self, state: State) -> None:
         """Bring a state to where the file left off. Without a file that fits it stays as it is."""
-        try:
-            data = self.path.read_bytes()
-        except FileNotFoundError:
-            return
-        tensors = self._opened(data)
+        data = ranks.from_first(self._read)
+        tensors = None if data is None else self._opened(data)
         if tensors is not None:
             _load(state, tensors)
+
+    def _read(self) -> bytes | None:
+        return self.path.read_bytes() if self.path.exists() else None
 
     def _opened(self, data: bytes) -> dict[str, Tensor] | None:
         try:

@@ -31,7 +31,8 @@ def stream_losses(
         for tokens in _windows(stream.astype(np.int64), seq_len):
             there = torch.from_numpy(tokens).to(device)
             hidden: Tensor = model(there[:, :-1])
-            parts.append(token_losses(hidden, model.head, there[:, 1:]).flatten().cpu().numpy())
+            losses = token_losses(hidden, model.head, there[:, 1:], model.vocab)
+            parts.append(losses.flatten().cpu().numpy())
     return np.concatenate(parts)
 
 

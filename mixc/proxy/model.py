@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own custom)
 from torch import Tensor, nn
 
-from mixc.proxy.presets import Shape
+from mixc.proxy.presets import Shape, padded_vocab, width_factor
 from mixc.rng import Stream
 
 _EPS = 1e-5
@@ -23,20 +23,22 @@ _INIT_STD = 0.02
 class Model(nn.Module):
     """Tokens to hidden states: `model(tokens: int64[B, T]) -> float32[B, T, width]`.
 
-    `head` is the output weight, [vocab, width]; logits are left to `mixc.proxy.loss`, which
-    need not hold them all at once. A `seed` gives the same weights on any device and any
-    version of torch, whose generators are not used.
+    `head` is the output weight; logits are left to `mixc.proxy.loss`, which need not hold them
+    all at once. It and `embedding` have `vocab` rows and then padding, [padded_vocab, width]. A
+    `seed` gives the same weights on any device and any version of torch, whose generators are
+    not used.
     """
 
     def __init__(self, shape: Shape, vocab: int, seed: int) -> None:
         """Weights on the CPU, float32, as `seed` gives them."""
         super().__init__()
         self.shape, self.vocab = shape, vocab
-        self.embedding = _empty(vocab, shape.width)
+        rows = padded_vocab(vocab)
+        self.embedding = _empty(rows, shape.width)
         self.blocks = nn.ModuleList(_Block(shape) for _ in range(shape.layers))
         self.norm = _empty(shape.width)
-        self.head = _empty(vocab, shape.width)
-        _initialise(self, shape, seed)
+        self.head = _empty(rows, shape.width)
+        _initialise(self, seed)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Hidden states float32[B, T, width], normalised, of tokens int64[B, T]."""
@@ -100,13 +102,24 @@ def _empty(*size: int) -> nn.Parameter:
 
 
 @torch.no_grad()
-def _initialise(model: nn.Module, shape: Shape, seed: int) -> None:
-    """Norms 1; matrices normal, those that write to the residual stream smaller (GPT-2)."""
+def _initialise(model: Model, seed: int) -> None:
+    """Norms 1, padding 0, matrices normal.
+
+    Standard deviations follow the width as the maximal update parametrisation wants them for Adam
+    (arXiv:2203.03466, table 8), from 0.02 at width 96: the embedding's is the same at any width,
+    those of matrices inside fall as 1 / sqrt(width), the head's as 1 / width. Matrices that write
+    to the residual stream are smaller by 1 / sqrt(2 layers) (GPT-2).
+    """
+    factor = width_factor(model.shape)
+    scales = {"embedding": 1.0, "head": 1 / factor}
     for name, weight in model.named_parameters():
         if weight.ndim == 1:
             weight.fill_(1.0)
             continue
-        residual = name.endswith("_out")
-        std = _INIT_STD / math.sqrt(2 * shape.layers) if residual else _INIT_STD
-        normals = Stream(seed, "init", domain=name).normals(weight.numel()) * std
-        weight.copy_(torch.from_numpy(normals).view(weight.shape))
+        std = _INIT_STD * scales.get(name, 1 / math.sqrt(factor))
+        if name.endswith("_out"):
+            std /= math.sqrt(2 * model.shape.layers)
+        used = weight[: model.vocab] if name in scales else weight
+        normals = Stream(seed, "init", domain=name).normals(used.numel()) * std
+        weight.zero_()
+        used.copy_(torch.from_numpy(normals).view(used.shape))

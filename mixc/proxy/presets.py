@@ -1,10 +1,13 @@
-"""Sizes of the small model, its learning rates and its cost. Imports no torch."""
+"""Sizes of the small model, how it scales with width, and its cost. Imports no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-_PEAK_RATE, _PEAK_RATE_WIDTH = 3e-3, 96
+LEARNING_RATE = 3e-3  # peak, of a model of width 96, whatever the depth
+_BASE_WIDTH = 96
+_VOCAB_STEP = 64
+_COMPACT = 8192
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,28 @@ PRESETS: dict[str, Shape] = {
 }
 
 
-def default_learning_rate(shape: Shape) -> float:
-    """The peak learning rate for AdamW: 3e-3 up to width 96, then falling as 1 / width."""
-    return _PEAK_RATE * min(1.0, _PEAK_RATE_WIDTH / shape.width)
+def width_factor(shape: Shape) -> float:
+    """How many times wider a model is than the one whose learning rate is given; at least 1.
+
+    Up to width 96 nothing is scaled.
+    """
+    return max(1.0, shape.width / _BASE_WIDTH)
+
+
+def padded_vocab(vocab: int) -> int:
+    """Rows of the embedding and of the head: a multiple of 64, which matrix products like."""
+    return -(-vocab // _VOCAB_STEP) * _VOCAB_STEP
+
+
+def compact_vocab(shape: Shape, vocab: int) -> int:
+    """Ids that a model tells apart: 8192 of more, if its output else cost more than all blocks."""
+    return min(vocab, _COMPACT) if vocab * shape.width > _block_weights(shape) else vocab
 
 
 def parameters(shape: Shape, vocab: int) -> int:
-    """Every weight of the model: blocks, norms, the embedding and the (untied) head."""
+    """Every weight of the model: blocks, norms, the embedding and the (untied) head, padded."""
     norms = (2 * shape.layers + 1) * shape.width
-    return _block_weights(shape) + norms + 2 * vocab * shape.width
+    return _block_weights(shape) + norms + 2 * padded_vocab(vocab) * shape.width
 
 
 def flops_per_token(shape: Shape, vocab: int, seq_len: int) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +13,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mixc.errors import MixcError
+from mixc.proxy import ranks
 from mixc.proxy.checkpoint import Checkpoint, State
-from mixc.proxy.device import deterministic, pick_device
+from mixc.proxy.device import (
+    computing_in,
+    deterministic,
+    pick_device,
+    pick_precision,
+    shall_compile,
+)
+from mixc.proxy.groups import parameter_groups
 from mixc.proxy.loss import token_losses
 from mixc.proxy.model import Model
-from mixc.proxy.presets import Shape, default_learning_rate, flops_per_token
+from mixc.proxy.presets import LEARNING_RATE, Shape, flops_per_token
+
+_WORST = 2.0  # times the loss at first, or log V if that is more: beyond it training has diverged
 
 
 @dataclass(frozen=True)
@@ -26,16 +37,24 @@ class Batch:
     tokens: NDArray[np.int64]
     domain: NDArray[np.int64]
 
+    @property
+    def predicted(self) -> int:
+        """Tokens that are predicted: all but the first of each row."""
+        return self.tokens.size - len(self.tokens)
+
 
 # The batch of a step, counted from 0: a pure function. It may read records of the steps before.
 Batches = Callable[[int], Batch]
 # (step, losses float32[B, T] in nats, batch) -> the scalar to minimise.
 Objective = Callable[[int, Tensor, Batch], Tensor]
-# (model, step, batch) -> losses float32[B, T], detached; leaves a gradient in every parameter.
-Backward = Callable[[Model, int, Batch], Tensor]
+# (state before the step, batch) -> losses float32[B, T], detached; leaves a gradient in every
+# parameter of the state's model. Of several ranks, each does it all.
+Backward = Callable[[State, Batch], Tensor]
 # Arrays [steps, ...]; step t writes row t and may read the rows before. All that a method
 # carries from step to step stands here, since this is what checkpoints keep.
 Records = dict[str, NDArray[np.float64]]
+# Tokens int64[B, T] to hidden states [B, T, width].
+Forward = Callable[[Tensor], Tensor]
 # (step, mean loss of the batch in nats)
 OnStep = Callable[[int, float], None]
 
@@ -44,8 +63,9 @@ OnStep = Callable[[int, float], None]
 class TrainOptions:
     """How to train. `seq_len` is the number of predicted tokens a row.
 
-    `learning_rate` None takes the shape's default; `warmup` is a share of the steps, `final_lr`
-    a share of the peak rate; `device` is auto, cpu or cuda.
+    `learning_rate` is the peak of a model of width 96 (see `mixc.proxy.groups`), by default 3e-3;
+    `warmup` is a share of the steps, `final_lr` a share of the peak; `device` is auto, cpu or cuda,
+    `precision` auto, fp32 or bf16, `compile` auto or a bool (see `mixc.proxy.device`).
     """
 
     shape: Shape
@@ -59,6 +79,8 @@ class TrainOptions:
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
     device: str = "auto"
+    precision: str = "auto"
+    compile: bool | str = "auto"
     seed: int = 0
 
 
@@ -90,49 +112,80 @@ def train(
     one scalar. Two runs on one machine agree to the bit, also where one was stopped and went on
     from its `checkpoint`; no global generator is used or set.
 
-    Errors: MX050 when the loss or the gradient is no longer finite; MX007 for a missing device.
+    Errors: MX050 when the loss or the gradient is no longer finite, or the loss is above twice
+    what it was at first and twice log(vocab_size), what a model has that knows nothing; the
+    state before that step stays in the checkpoint. MX007 for a device or precision that is not
+    here, or for fewer rows in a batch than ranks.
     """
     device = pick_device(options.device)
+    precision = pick_precision(options.precision, device)
     with deterministic(device):
         model = _start(options, device, init)
+        long = shall_compile(options.compile, device, options.steps)
+        forward: Forward = torch.compile(model, dynamic=False) if long else model
         losses = np.zeros(options.steps)
         state = State(model, _optimiser(model, options), {} if records is None else records, losses)
         if checkpoint is not None:
             checkpoint.restore(state)
-        while state.step < options.steps:
-            batch = batches(state.step)
-            _step(options, state, batch, objective, backward)
+        while (step := state.step) < options.steps:
+            batch = batches(step)
+            with _keeping(state, checkpoint):
+                with computing_in(precision, device):
+                    scalar = _forward(options, state, batch, objective, backward, forward)
+                _update(options, state, scalar)
+            state.step, state.tokens = step + 1, state.tokens + batch.predicted
             if on_step is not None:
-                on_step(state.step - 1, float(losses[state.step - 1]))
+                on_step(step, float(losses[step]))
             if checkpoint is not None and (checkpoint.due() or state.step == options.steps):
                 checkpoint.save(state)
-    forward = flops_per_token(options.shape, options.vocab_size, options.seq_len)
-    return Trained(model, losses, state.tokens, 3 * forward * state.tokens)
+    cost = 3 * flops_per_token(options.shape, options.vocab_size, options.seq_len)
+    return Trained(model, losses, state.tokens, cost * state.tokens)
 
 
-def _step(
+@contextmanager
+def _keeping(state: State, checkpoint: Checkpoint | None) -> Iterator[None]:
+    """Where the step in the block diverges, keep the state before it."""
+    try:
+        yield
+    except MixcError as error:
+        if error.code == "MX050" and checkpoint is not None and state.step > 0:
+            checkpoint.save(state)
+            error.help = f"{error.help}; the state before it is kept in {checkpoint.path}"
+        raise
+
+
+def _forward(
     options: TrainOptions,
     state: State,
     batch: Batch,
     objective: Objective,
     backward: Backward | None,
-) -> None:
-    """One update of the model on a batch."""
+    forward: Forward,
+) -> Tensor | None:
+    """Losses of the batch, and the scalar to minimise; None where `backward` did it all."""
     step, optimiser = state.step, state.optimiser
     optimiser.zero_grad(set_to_none=True)
-    losses = (
-        batch_losses(state.model, batch) if backward is None else backward(state.model, step, batch)
-    )
-    loss = losses.detach().double().mean().item()
-    _check_finite("loss", loss, step, options)
     if backward is None:
-        objective(step, losses, batch).backward()  # type: ignore[no-untyped-call]
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), options.clip)
-    _check_finite("gradient's norm", norm.item(), step, options)
-    _set_rate(optimiser, rate_at(step, options))
-    optimiser.step()
+        losses = _whole_losses(state.model, batch, forward)
+    else:
+        losses = backward(state, batch)
+    loss = losses.detach().double().mean().item()
+    _check_loss(loss, state, options)
     state.losses[step] = loss
-    state.step, state.tokens = step + 1, state.tokens + losses.numel()
+    return objective(step, losses, batch) if backward is None else None
+
+
+def _update(options: TrainOptions, state: State, scalar: Tensor | None) -> None:
+    """The step that the gradient of the scalar asks for."""
+    if scalar is not None:
+        scalar.backward()  # type: ignore[no-untyped-call]
+        ranks.sum_gradients(state.model)
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), options.clip)
+    if not math.isfinite(norm.item()):
+        raise _diverged(f"the gradient's norm is {norm.item()}", state.step, options)
+    for group in state.optimiser.param_groups:
+        group["lr"] = rate_at(state.step, options) * group["rate_factor"]
+    state.optimiser.step()
 
 
 def mean_loss(step: int, losses: Tensor, batch: Batch) -> Tensor:  # noqa: ARG001 (an Objective)
@@ -151,17 +204,38 @@ def weighted_loss(losses: Tensor, batch: Batch, weights: NDArray[np.float64]) ->
     return (losses * torch.from_numpy(share).to(losses)[:, None]).sum()
 
 
-def batch_losses(model: Model, batch: Batch) -> Tensor:
-    """Losses float32[B, L - 1] of each token of the batch but the first of each row, in nats."""
+def batch_losses(model: Model, batch: Batch, forward: Forward | None = None) -> Tensor:
+    """Losses float32[B, L - 1] of each token of the batch but the first of each row, in nats.
+
+    `forward` is the model's own, or a compiled one.
+    """
     tokens = torch.from_numpy(batch.tokens).to(model.head.device)
-    hidden: Tensor = model(tokens[:, :-1])
-    return token_losses(hidden, model.head, tokens[:, 1:])
+    hidden = (model if forward is None else forward)(tokens[:, :-1])
+    return token_losses(hidden, model.head, tokens[:, 1:], model.vocab)
+
+
+def _whole_losses(model: Model, batch: Batch, forward: Forward) -> Tensor:
+    """`batch_losses`, of which each rank computes its share."""
+    rows = len(batch.tokens)
+    if rows < ranks.count():
+        raise MixcError(
+            "MX007",
+            f"a batch has {rows} rows, fewer than the {ranks.count()} processes that train on it",
+            help="raise solve.proxy.batch_tokens, or start fewer processes",
+        )
+    mine = ranks.share(rows)
+    part = Batch(batch.tokens[mine], batch.domain[mine])
+    return ranks.gather_rows(batch_losses(model, part, forward), rows)
+
+
+def peak_rate(options: TrainOptions) -> float:
+    """The highest learning rate: as given, or the default."""
+    return LEARNING_RATE if options.learning_rate is None else options.learning_rate
 
 
 def rate_at(step: int, options: TrainOptions) -> float:
     """The learning rate of a step: a linear rise, then half a cosine down to the final rate."""
-    given = options.learning_rate
-    peak = default_learning_rate(options.shape) if given is None else given
+    peak = peak_rate(options)
     rise = max(1, round(options.warmup * options.steps))
     if step < rise:
         return peak * ((step + 1) / rise)
@@ -177,24 +251,20 @@ def _start(options: TrainOptions, device: torch.device, init: Mapping[str, Tenso
 
 
 def _optimiser(model: Model, options: TrainOptions) -> torch.optim.Optimizer:
-    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
-    vectors = [weight for weight in model.parameters() if weight.ndim == 1]
-    groups = [
-        {"params": matrices, "weight_decay": options.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, betas=options.betas)
+    groups = parameter_groups(model, options.weight_decay)
+    fused = model.head.device.type == "cuda"
+    return torch.optim.AdamW(groups, betas=options.betas, fused=fused)
 
 
-def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = rate
+def _check_loss(loss: float, state: State, options: TrainOptions) -> None:
+    first = state.losses[0] if state.step else loss
+    if not loss <= _WORST * max(first, math.log(options.vocab_size)):
+        raise _diverged(f"the loss is {loss:.4g}", state.step, options)
 
 
-def _check_finite(what: str, value: float, step: int, options: TrainOptions) -> None:
-    if not math.isfinite(value):
-        raise MixcError(
-            "MX050",
-            f"training diverged at step {step} of {options.steps}: the {what} is {value}",
-            help=f"lower solve.proxy.learning_rate (it was {rate_at(step, options):.3g} here)",
-        )
+def _diverged(what: str, step: int, options: TrainOptions) -> MixcError:
+    return MixcError(
+        "MX050",
+        f"training diverged at step {step} of {options.steps}: {what}",
+        help=f"lower solve.proxy.learning_rate (it was {rate_at(step, options):.3g} here)",
+    )

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from mixc import progress
 from mixc.build.counts import row_counts
 from mixc.errors import MixcError
+from mixc.proxy.presets import PRESETS, compact_vocab, flops_per_token
+from mixc.proxy.repetition import matched_rows
 from mixc.recipe import Proxy
 from mixc.rows.stream import DomainStream
 from mixc.solve import runs
 from mixc.solve.runs import MixRun
-from mixc.solve.trainer import Trainer, environment
+from mixc.solve.trainer import QUIETLY, Running, Trainer, environment
 from mixc.store.hashes import key_of
 from mixc.store.store import Store
 
@@ -30,15 +32,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mixc.proxy.model import Model
-    from mixc.proxy.train import (
-        Backward,
-        Batch,
-        Batches,
-        Objective,
-        Records,
-        Trained,
-        TrainOptions,
-    )
+    from mixc.proxy.sampler import Decks, Sampler
+    from mixc.proxy.train import Backward, Batches, Objective, Records, Trained, TrainOptions
+    from mixc.proxy.vocabulary import Vocabulary
 
 Weights = NDArray[np.float64]
 _RUN_ALGORITHM = 1  # a change of what a run on a fixed mix comes to raises it
@@ -47,9 +43,11 @@ _RUN_ALGORITHM = 1  # a change of what a run on a fixed mix comes to raises it
 class Lab:
     """Small models on the domains of a store, under one set of proxy options.
 
-    `staging` is where checkpoints go and `folder` where runs on fixed mixes are kept; without
-    them nothing is written. `key` names what trainings depend on beside store and proxy options:
-    the method and its options.
+    `staging` is where checkpoints go and `folder` where what may serve later solves is kept: runs
+    on fixed mixes, losses of reference models; without them nothing is written. `key` names what
+    trainings depend on beside store and proxy options: the method and its options. With the
+    `target_tokens` of the mixture, models see so little of each domain that they repeat it as
+    often as the mixture does.
     """
 
     def __init__(
@@ -61,8 +59,11 @@ class Lab:
         staging: Path | None = None,
         folder: Path | None = None,
         key: str = "",
+        target_tokens: int | None = None,
+        running: Running = QUIETLY,
     ) -> None:
         self.store, self.options, self.seed = store, options, seed
+        self.target_tokens, self.running = target_tokens, running
         self.staging, self.folder, self.key = staging, folder, key
         self.domains = tuple(store.domains)
 
@@ -76,16 +77,17 @@ class Lab:
 
         `changes` are fields of TrainOptions that shall have other values.
         """
-        from mixc.proxy.presets import PRESETS
         from mixc.proxy.train import TrainOptions
 
         options = TrainOptions(
             shape=PRESETS[self.options.preset],
-            vocab_size=self.store.vocab_size,
+            vocab_size=self.vocab_size,
             seq_len=self.options.seq_len - 1,
             steps=self.options.steps,
             learning_rate=self.options.learning_rate,
             device=self.options.device,
+            precision=self.options.precision,
+            compile=self.options.compile,
             seed=self.seed,
         )
         return replace(options, **changes)
@@ -93,8 +95,13 @@ class Lab:
     @cached_property
     def trainer(self) -> Trainer:
         """What trains the models of this run, under `train_options`."""
-        key = key_of([self.key, self.store.store_hash])
-        return Trainer(self.train_options(), folder=self.staging, key=key)
+        return Trainer(
+            self.train_options(),
+            folder=self.staging,
+            key=key_of([self.key, self.store.store_hash, self.batch_rows, self.seed]),
+            domains=self.domains,
+            running=self.running,
+        )
 
     def train(
         self,
@@ -125,11 +132,13 @@ class Lab:
                 "weights": weights.tolist(),
                 "options": asdict(options),
                 "rows": [self.batch_rows, self.seed],
+                "kept_rows": None if self.kept_rows is None else self.kept_rows.tolist(),
+                "vocabulary": self.vocabulary.key,
                 "store": self.store.store_hash,
-                "environment": environment(options.device),
+                "environment": environment(options),
             }
         )
-        path = None if self.folder is None else self.folder / f"{key}.json"
+        path = None if self.folder is None else self.folder / "runs" / f"{key}.json"
         if path is not None and (known := runs.load(path)) is not None:
             return known
         name = f"mix-{key[:16]}"
@@ -141,31 +150,78 @@ class Lab:
             self.trainer.forget(name)
         return run
 
-    def batches(self, weights: Weights) -> Batches:
-        """Batches in which every prefix of rows honours `weights` (Tijdeman), from the decks.
-
-        A domain's rows come in the order of its deck, whatever the weights, so that runs under
-        different weights see the same rows of a domain in the same order.
-        """
-        from mixc.proxy.train import Batch
+    def batches(self, weights: Weights) -> Sampler:
+        """Batches in which every prefix of rows honours `weights` (Tijdeman), from the decks."""
+        from mixc.proxy.sampler import Sampler, counts_of
 
         size = self.batch_rows
         rows = size * self.options.steps
         counts = row_counts(weights, rows, np.full(len(weights), rows))
         labels = assign(counts.rows)
-        positions = _positions(labels, len(weights))
+        steps = counts_of(labels, size, len(weights))
+        return Sampler(self.decks, steps, self._ids, known_steps=self.options.steps)
+
+    def scheduled_batches(self, policy: Callable[[int], Weights]) -> Sampler:
+        """Batches under weights that change by step: `policy(t)` holds for step t, float64[K].
+
+        Row by row the domain that is furthest behind its due is drawn, and what is over or short
+        is carried into the steps to come. What is drawn follows from the weights of all steps so
+        far, which are asked for again where a run goes on from a checkpoint.
+        """
+        from mixc.proxy.sampler import Sampler, scheduled_counts
+
+        return Sampler(self.decks, scheduled_counts(policy, self.batch_rows), self._ids)
+
+    @cached_property
+    def decks(self) -> Decks:
+        """The rows of the domains. Raises MX051 if a domain has nothing to train on."""
+        from mixc.proxy.sampler import Decks
+
         streams = [self._stream(name) for name in self.domains]
+        return Decks(streams, seed=self.seed, prefix_rows=self.kept_rows)
 
-        def batch(step: int) -> Batch:
-            mine = labels[step * size : (step + 1) * size]
-            tokens = np.empty((len(mine), self.options.seq_len), np.int64)
-            for domain in np.unique(mine):
-                place = np.flatnonzero(mine == domain)
-                deck = streams[domain].deck(positions[step * size + place])
-                tokens[place] = streams[domain].tokens(deck)
-            return Batch(tokens, mine.astype(np.int64))
+    @cached_property
+    def kept_rows(self) -> NDArray[np.int64] | None:
+        """The rows of each domain that models may see, int64[K]; None: all."""
+        rows = self.batch_rows * self.options.steps
+        if self.target_tokens is None or self.target_tokens <= rows * self.options.seq_len:
+            return None
+        tokens = [domain.training_tokens for domain in self.store.domains.values()]
+        return matched_rows(
+            np.array(tokens, np.int64),
+            seq_len=self.options.seq_len,
+            run_rows=rows,
+            target_tokens=self.target_tokens,
+        )
 
-        return batch
+    @property
+    def vocab_size(self) -> int:
+        """Ids of the models' vocabulary."""
+        asked, full = self.options.vocab, self.store.vocab_size
+        if asked == "auto":
+            return compact_vocab(PRESETS[self.options.preset], full)
+        return full if asked == "full" else min(asked, full)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What the store's ids are to the models.
+
+        Losses of training are those of the models' ids; `held_losses` and `bits_per_byte` count
+        also what tells the store's ids apart.
+        """
+        from mixc.proxy.vocabulary import Vocabulary, frequencies
+
+        if self.vocab_size == self.store.vocab_size:
+            return Vocabulary.full(self.vocab_size)
+        found = frequencies(self.store, self._place("vocabulary"))
+        return Vocabulary.compact(found, self.vocab_size, self.store.eot_id)
+
+    @property
+    def _ids(self) -> NDArray[np.int64] | None:
+        return None if self.vocab_size == self.store.vocab_size else self.vocabulary.ids
+
+    def _place(self, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / name
 
     def _stream(self, domain: str) -> DomainStream:
         stream = DomainStream(self.store, domain, seq_len=self.options.seq_len, seed=self.seed)
@@ -177,42 +233,41 @@ class Lab:
             )
         return stream
 
-    def scheduled_batches(self, policy: Callable[[int], Weights]) -> Batches:
-        """Batches under weights that change by step: `policy(t)` holds for step t, float64[K].
+    def reference_losses(
+        self, model: Model, batches: Batches, name: str
+    ) -> Callable[[int], NDArray[np.float32]]:
+        """A frozen model's loss on each token but the first of each row of a step's batch, in nats.
 
-        Row by row the domain that is furthest behind its due is drawn, and what is over or short
-        is carried into the steps to come. A domain's rows come in the order of its deck. What is
-        drawn follows from the weights of all steps so far, which are asked for again where a run
-        goes on from a checkpoint.
+        Returns a function from the step to float32[B, L - 1]. Batches of this lab at fixed weights
+        are scored now, `name` is shown meanwhile, and what was found is kept on disk: whoever comes
+        by the same rows with the same model finds it. Other batches, and all where several ranks
+        share the work, are scored as they come.
         """
-        from mixc.proxy.train import Batch
+        from mixc.proxy import ranks
+        from mixc.proxy.device import pick_device, pick_precision
+        from mixc.proxy.reference import cached_losses, uncached_losses
+        from mixc.proxy.sampler import Sampler
 
-        streams = [self._stream(name) for name in self.domains]
-        size, count = self.batch_rows, len(self.domains)
-        labels: list[NDArray[np.int64]] = []  # of the steps so far
-        due, drawn = np.zeros(count), [np.zeros(count, np.int64)]  # before each step, and after
+        precision = pick_precision(self.options.precision, pick_device(self.options.device))
+        folder = self._place("reference") if ranks.count() == 1 else None
+        if folder is None or not isinstance(batches, Sampler) or batches.known_steps is None:
+            return uncached_losses(model, batches, precision=precision)
+        key = {
+            "tokenizer": self.store.manifest["tokenizer"]["sha256"],
+            "store": self.store.store_hash,
+            "domains": self.domains,
+            "rows": {"seq_len": self.options.seq_len, "packing": "concat", "seed": self.seed},
+            "vocabulary": self.vocabulary.key,
+            "environment": self.environment(),
+        }
+        return cached_losses(model, batches, folder, key, name=name, precision=precision)
 
-        def draw(step: int) -> None:
-            weights, mine = policy(step), np.empty(size, np.int64)
-            for row in range(size):
-                due[:] += weights
-                mine[row] = due.argmax()
-                due[mine[row]] -= 1
-            labels.append(mine)
-            drawn.append(drawn[-1] + np.bincount(mine, minlength=count))
-
-        def batch(step: int) -> Batch:
-            for missing in range(len(labels), step + 1):
-                draw(missing)
-            mine = labels[step]
-            tokens = np.empty((size, self.options.seq_len), np.int64)
-            for domain in np.unique(mine):
-                place = np.flatnonzero(mine == domain)
-                deck = streams[domain].deck(drawn[step][domain] + np.arange(len(place)))
-                tokens[place] = streams[domain].tokens(deck)
-            return Batch(tokens, mine)
-
-        return batch
+    def forward_flops(self, tokens: int) -> float:
+        """Floating-point operations of a forward pass over so many tokens."""
+        per_token = flops_per_token(
+            PRESETS[self.options.preset], self.vocab_size, self.options.seq_len - 1
+        )
+        return per_token * tokens
 
     def held_losses(self, model: Model) -> list[NDArray[np.float32]]:
         """The model's loss on each token of each domain's holdout, in nats."""
@@ -224,7 +279,8 @@ class Lab:
         streams = [self._held_stream(name)[0] for name in self.domains]
         with progress.task("score holdout", sum(map(len, streams)), "tokens") as bar:
             for stream in streams:
-                found.append(stream_losses(model, stream, length, device))
+                losses = stream_losses(model, self.vocabulary.ids[stream], length, device)
+                found.append(losses + self.vocabulary.extra[stream[1:]].astype(np.float32))
                 bar.advance(len(stream))
         return found
 
@@ -238,7 +294,7 @@ class Lab:
 
     def environment(self) -> dict[str, str]:
         """What training repeats to the bit under."""
-        return environment(self.options.device)
+        return environment(self.train_options())
 
     def _held_stream(self, domain: str) -> tuple[NDArray[np.int64], int]:
         """A domain's held-out documents end to end, and the UTF-8 bytes of their text."""
@@ -247,12 +303,3 @@ class Lab:
         # An end-of-text before the first token, so that it is predicted too.
         stream = np.concatenate([[self.store.eot_id], *(one.tokens for one in held)])
         return stream.astype(np.int64), size
-
-
-def _positions(labels: NDArray[np.uint16], domains: int) -> NDArray[np.int64]:
-    """Where in its domain's deck each row stands: how many of its domain came before, int64[R]."""
-    positions = np.empty(len(labels), np.int64)
-    for domain in range(domains):
-        mine = np.flatnonzero(labels == domain)
-        positions[mine] = np.arange(len(mine))
-    return positions

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # methods that train nothing need none of what it imports
     from mixc.solve.lab import Lab
 
 Weights = NDArray[np.float64]
+Schedule = tuple[tuple[float, Weights], ...]
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,23 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class DocumentShares:
+    """How often documents appear in an epoch: `ids` uint64[n], each once; `weights` float64[n]."""
+
+    ids: NDArray[np.uint64]
+    weights: Weights
+
+
+@dataclass(frozen=True)
 class Solution:
     """Weights on the simplex with an interval each, float64[K], and how they came about.
 
     `trajectory` maps a name to a value per step and domain, [T, K], or per step, [T].
     `bits_per_byte` maps a model's name to its loss on each domain's holdout, [K], NaN where a
     domain holds nothing out. `environment` names what a rerun must share to repeat to the bit.
+    `schedule` holds weights that change along the mixture: each pair ends at a part (0..1) of it,
+    the last at 1; `weights` are then their mean. `documents` says how often documents appear in an
+    epoch, where that is not once.
     """
 
     weights: Weights
@@ -48,6 +60,8 @@ class Solution:
     tokens: int = 0
     flops: float = 0.0
     environment: Mapping[str, str] = field(default_factory=dict)
+    schedule: Schedule | None = None
+    documents: DocumentShares | None = None
 
     @staticmethod
     def exact(weights: Weights) -> Solution:

@@ -6,6 +6,7 @@ and whoever asks for one that was made gets it back.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from mixc import progress
 from mixc.errors import MixcError
 from mixc.solve.weights import finite_or_none
 from mixc.store import commit
-from mixc.store.hashes import seal, unseal
+from mixc.store.hashes import canonical, seal, unseal
 
 SCHEMA = "mixc.run/1"
 
@@ -34,7 +35,9 @@ class MixRun:
 
 
 def save(path: Path, run: MixRun) -> None:
-    """Keep a run. Floats come back to the last bit."""
+    """Keep a run. Floats come back to the last bit. Of several ranks the first writes."""
+    from mixc.proxy import ranks
+
     data = {
         "schema": SCHEMA,
         "bits_per_byte": [finite_or_none(value) for value in run.bits_per_byte],
@@ -42,17 +45,27 @@ def save(path: Path, run: MixRun) -> None:
         "tokens": run.tokens,
         "flops": run.flops,
     }
-    commit.write_file(path, seal(data))
+    if ranks.first():
+        commit.write_file(path, seal(data))
 
 
 def load(path: Path) -> MixRun | None:
     """A run that was kept, or None. One that is damaged is told of, and counts as none."""
+    from mixc.proxy import ranks
+
+    read = ranks.from_first(lambda: _read(path))
+    if read is None:
+        return None
+    data = json.loads(read)
+    bits = [np.nan if value is None else value for value in data["bits_per_byte"]]
+    losses = np.array(data["losses_per_step"], np.float64)
+    return MixRun(np.array(bits, np.float64), losses, data["tokens"], data["flops"])
+
+
+def _read(path: Path) -> bytes | None:
     try:
-        data = unseal(path, SCHEMA)
+        return canonical(unseal(path, SCHEMA))
     except MixcError as error:
         if error.code != "MX041":
             progress.say(f"the run {path.name} is not used: {error.message}")
         return None
-    bits = [np.nan if value is None else value for value in data["bits_per_byte"]]
-    losses = np.array(data["losses_per_step"], np.float64)
-    return MixRun(np.array(bits, np.float64), losses, data["tokens"], data["flops"])

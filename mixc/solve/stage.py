@@ -1,9 +1,22 @@
-"""`mixc solve-weights`: a store to weights.json and the trajectory that led there."""
+"""`mixc solve-weights`: a store to weights.json and the trajectory that led there.
+
+In the workdir:
+
+- `weights.json`, and `trajectory-<hash>.parquet` beside it: the answer;
+- `solve/`: what may serve later solves, such as `solve/runs/<key>.json`, a file for each model
+  that was trained on a fixed mix; it stays when the answer is out;
+- `.mixc/weights.json/staging/`: checkpoints, `<training>.safetensors` each, in a folder
+  `seed-<n>/` per seed where there are several. A run that was killed goes on from them, to the
+  same bytes; they go when the answer is out, and stay where a training diverged.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +30,32 @@ from mixc.recipe import Proxy, Recipe
 from mixc.registry import METHODS
 from mixc.solve.lab import Lab
 from mixc.solve.problem import Problem, Solution
-from mixc.solve.weights import FILE, SCHEMA, SolvedWeights, finite_or_none, open_weights
+from mixc.solve.seeds import combine, disagreement
+from mixc.solve.trainer import QUIETLY, Running
+from mixc.solve.weights import FILE, FILES, SCHEMA, SolvedWeights, finite_or_none, open_weights
 from mixc.store import commit
 from mixc.store.hashes import FileRecord, check_file, key_of, seal
 from mixc.store.store import Store
 
-ALGORITHM = 1  # a change of what methods find, from the same store and options, raises it
-RUNS = Path("solve", "runs")  # what training on fixed mixes came to, for later solves too
+ALGORITHM = 2  # a change of what methods find, from the same store and options, raises it
+KEPT = "solve"  # in the workdir: what may serve later solves
 _CPU_SHARE = 0.4  # of a large product's speed, what training a small model reaches on a CPU
 BASELINES = ("natural", "uniform", "unimax")
+_FRESH, _SOLVE = b"fresh", b"solve"  # what the first rank tells the others
 
 
-def make_problem(recipe: Recipe, store: Store, staging: Path | None = None) -> Problem:
-    """The recipe's domains as a problem for methods.
+def make_problem(
+    recipe: Recipe,
+    store: Store,
+    staging: Path | None = None,
+    *,
+    seed: int | None = None,
+    running: Running = QUIETLY,
+) -> Problem:
+    """The recipe's domains as a problem for methods, under its seed or another.
 
-    Trainings keep their checkpoints in `staging`, and runs on fixed mixes stay in the workdir's
-    `solve/runs/`; without a staging folder nothing is written.
+    Trainings keep their checkpoints in `staging`, and what may serve later solves stays in the
+    workdir's `solve/`; without a staging folder nothing is written.
     """
     options = recipe.mixture
     if not any(domain.training_tokens for domain in store.domains.values()):
@@ -41,22 +64,50 @@ def make_problem(recipe: Recipe, store: Store, staging: Path | None = None) -> P
             "no domain has a token to train on",
             help="give the domains more documents, or lower holdout.fraction",
         )
-    proxy = recipe.solve.proxy if recipe.solve is not None else Proxy()
+    seed = recipe.seed if seed is None else seed
+    key = "" if staging is None else weights_key(recipe, store)
     return Problem(
         domains=tuple(store.domains),
         tokens=np.array([domain.training_tokens for domain in store.domains.values()], np.int64),
-        seed=recipe.seed,
-        lab=Lab(
-            store,
-            proxy,
-            seed=recipe.seed,
-            staging=staging,
-            folder=None if staging is None else recipe.workdir_path / RUNS,
-            key="" if staging is None else weights_key(recipe, store),
-        ),
+        seed=seed,
+        lab=_lab(recipe, store, staging, key, seed=seed, running=running),
         target_tokens=options.row_count * options.row_tokens,
         max_epochs=options.max_epochs,
     )
+
+
+def _lab(
+    recipe: Recipe,
+    store: Store,
+    staging: Path | None = None,
+    key: str = "",
+    *,
+    seed: int = 0,
+    running: Running = QUIETLY,
+) -> Lab:
+    """The recipe's small models. Raises MX007 if they cannot repeat domains as they shall."""
+    solve = recipe.solve
+    proxy, match = (Proxy(), False) if solve is None else (solve.proxy, solve.match_repetition)
+    target = recipe.mixture.row_count * recipe.mixture.row_tokens
+    lab = Lab(
+        store,
+        proxy,
+        seed=seed,
+        staging=staging,
+        folder=None if staging is None else recipe.workdir_path / KEPT,
+        key=key,
+        target_tokens=None if match is False else target,
+        running=running,
+    )
+    if match is True and lab.kept_rows is None:
+        raise MixcError(
+            "MX007",
+            f"small models are trained on no fewer tokens than the mixture's {target}: they "
+            "cannot repeat domains as often",
+            place=recipe.place("solve", "match_repetition"),
+            help="set it to auto, or lower solve.proxy.steps or solve.proxy.batch_tokens",
+        )
+    return lab
 
 
 def run_method(name: str, problem: Problem, options: object = None) -> Solution:
@@ -70,7 +121,8 @@ def weights_key(recipe: Recipe, store: Store) -> str:
     """The key of everything that the weights depend on."""
     assert recipe.solve is not None
     options = recipe.mixture
-    reads = METHODS[recipe.solve.method].reads_mixture
+    method = METHODS[recipe.solve.method]
+    kept = _lab(recipe, store).kept_rows if method.forward_passes else None
     return key_of(
         {
             "algorithm": ALGORITHM,
@@ -78,8 +130,9 @@ def weights_key(recipe: Recipe, store: Store) -> str:
             "solve": recipe.canonical()["solve"],
             "seed": recipe.seed,
             "mixture": [options.row_count, options.row_tokens, options.max_epochs]
-            if reads
+            if method.reads_mixture
             else None,
+            "kept_rows": None if kept is None else kept.tolist(),
         }
     )
 
@@ -90,8 +143,7 @@ def fresh(recipe: Recipe, store: Store) -> SolvedWeights | None:
         solved = open_weights(recipe.workdir_path / FILE)
     except MixcError:
         return None
-    file = solved.manifest["trajectory"]
-    if file is not None and check_file(recipe.workdir_path, FileRecord(**file), rehash=True):
+    if any(check_file(recipe.workdir_path, file, rehash=True) for file in solved.files.values()):
         return None
     return solved if solved.manifest["key"] == weights_key(recipe, store) else None
 
@@ -102,8 +154,10 @@ def estimate(recipe: Recipe, store: Store) -> dict[str, Any]:
     from mixc.proxy.presets import PRESETS, flops_per_token
 
     proxy, passes = recipe.solve.proxy, METHODS[recipe.solve.method].forward_passes
-    tokens = proxy.steps * make_problem(recipe, store).lab.batch_rows * (proxy.seq_len - 1)
-    forward = flops_per_token(PRESETS[proxy.preset], store.vocab_size, proxy.seq_len - 1)
+    lab = make_problem(recipe, store).lab
+    tokens = proxy.steps * lab.batch_rows * (proxy.seq_len - 1)
+    forward = flops_per_token(PRESETS[proxy.preset], lab.vocab_size, proxy.seq_len - 1)
+    tokens *= recipe.solve.seeds
     flops = passes * forward * tokens
     return {
         "method": recipe.solve.method,
@@ -122,8 +176,35 @@ def _matmul_rate() -> float:
     return float(2 * 1024**3 / (time.perf_counter() - start))
 
 
-def solve_weights(recipe: Recipe, store: Store) -> SolvedWeights:
-    """Bring weights.json up to date with the recipe and the store, and open it."""
+@dataclass(frozen=True)
+class Found:
+    """What a solve found: the solution of each seed, and the answer that they make together."""
+
+    problem: Problem
+    seeds: tuple[int, ...]
+    solutions: tuple[Solution, ...]
+    answer: Solution
+
+
+def find(recipe: Recipe, store: Store, staging: Path, running: Running = QUIETLY) -> Found:
+    """Run the recipe's method once for each seed. All ranks do this together."""
+    solve = recipe.solve
+    assert solve is not None
+    seeds = tuple(range(recipe.seed, recipe.seed + solve.seeds))
+    solutions = []
+    for seed in seeds:
+        folder = staging if len(seeds) == 1 else staging / f"seed-{seed}"
+        problem = make_problem(recipe, store, folder, seed=seed, running=running)
+        solutions.append(run_method(solve.method, problem, solve.options))
+    problem = make_problem(recipe, store, staging, running=running)
+    return Found(problem, seeds, tuple(solutions), combine(solutions))
+
+
+def solve_weights(recipe: Recipe, store: Store, running: Running = QUIETLY) -> SolvedWeights:
+    """Bring weights.json up to date with the recipe and the store, and open it.
+
+    Of the processes that `torchrun` started, all train, and the first reads and writes.
+    """
     if recipe.solve is None:
         raise MixcError(
             "MX009",
@@ -131,30 +212,52 @@ def solve_weights(recipe: Recipe, store: Store) -> SolvedWeights:
             place=recipe.place(),
             help="add one, as in: solve: {method: doremi}",
         )
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return _bring_up_to_date(recipe, store, running, lambda _: None)
+    from mixc.proxy import ranks
+
+    def tell(word: bytes) -> None:
+        ranks.from_first(lambda: word)
+
+    with ranks.joined():
+        if ranks.first():
+            solved = _bring_up_to_date(recipe, store, running, tell)
+            tell(json.dumps(solved.manifest).encode())
+            return solved
+        final = recipe.workdir_path / FILE
+        if ranks.from_first(lambda: None) == _SOLVE:
+            find(recipe, store, commit.staging_of(final), running)
+        return SolvedWeights(final, json.loads(ranks.from_first(lambda: None) or b""))
+
+
+def _bring_up_to_date(
+    recipe: Recipe, store: Store, running: Running, tell: Callable[[bytes], None]
+) -> SolvedWeights:
+    """Solve if need be. `tell` says to the other ranks whether it is."""
     final = recipe.workdir_path / FILE
     with commit.locked(final) as staging:
         if (solved := fresh(recipe, store)) is not None:
+            tell(_FRESH)
             commit.remove(staging)
             return solved
-        old = _old_trajectory(final)
-        problem = make_problem(recipe, store, staging)
-        solution = run_method(recipe.solve.method, problem, recipe.solve.options)
-        trajectory = _stage_trajectory(staging, problem, solution)
-        manifest = _manifest(recipe, store, problem, solution, trajectory)
-        commit.write_file(staging / FILE, seal(manifest))
-        if trajectory is not None:
-            commit.publish_file(staging / trajectory.path, final.parent / trajectory.path)
+        old = _old_files(final)
+        tell(_SOLVE)
+        found = find(recipe, store, staging, running)
+        files = _stage_files(staging, found)
+        commit.write_file(staging / FILE, seal(_manifest(recipe, store, found, files)))
+        for file in files.values():
+            commit.publish_file(staging / file.path, final.parent / file.path)
         commit.publish_file(staging / FILE, final)
-        if old is not None and old != trajectory:
-            commit.remove(final.parent / old.path)
+        for file in set(old) - set(files.values()):
+            commit.remove(final.parent / file.path)
         commit.remove(staging)
     return open_weights(final)
 
 
-def _old_trajectory(final: Path) -> FileRecord | None:
-    """The trajectory of the weights that will be replaced. Raises MX043 if they are not ours."""
+def _old_files(final: Path) -> list[FileRecord]:
+    """The files of the weights that will be replaced. Raises MX043 if they are not ours."""
     try:
-        file = open_weights(final).manifest["trajectory"]
+        return list(open_weights(final).files.values())
     except MixcError as error:
         if error.code == "MX040" and SCHEMA.encode() not in final.read_bytes():
             raise MixcError(
@@ -163,21 +266,17 @@ def _old_trajectory(final: Path) -> FileRecord | None:
                 place=Place(str(final)),
                 help="rename it, and give its name to mixture.weights to build with it",
             ) from None
-        return None
-    return None if file is None else FileRecord(**file)
+        return []
 
 
 def _manifest(
-    recipe: Recipe,
-    store: Store,
-    problem: Problem,
-    solution: Solution,
-    trajectory: FileRecord | None,
+    recipe: Recipe, store: Store, found: Found, files: Mapping[str, FileRecord]
 ) -> dict[str, Any]:
-    solve = recipe.solve
+    solve, problem, solution = recipe.solve, found.problem, found.answer
     assert solve is not None
     options = solve.options.model_dump(mode="json")
     names = problem.domains
+    kept = problem.lab.kept_rows if METHODS[solve.method].forward_passes else None
     return {
         "schema": SCHEMA,
         "key": weights_key(recipe, store),
@@ -185,6 +284,7 @@ def _manifest(
         "variant": options.get("variant"),
         "options": options,
         "proxy": solve.proxy.model_dump(mode="json"),
+        "kept_rows": None if kept is None else dict(zip(names, kept.tolist(), strict=True)),
         "domains": {
             name: {
                 "weight": float(solution.weights[i]),
@@ -193,18 +293,20 @@ def _manifest(
             }
             for i, name in enumerate(names)
         },
+        **_schedule(names, solution),
         "baselines": {
             name: _by_domain(names, run_method(name, problem).weights) for name in BASELINES
         },
         "bits_per_byte": {
             model: _by_domain(names, bits) for model, bits in solution.bits_per_byte.items()
         },
-        "trajectory": None if trajectory is None else trajectory.as_dict(),
+        "between_seeds": disagreement(names, found.solutions),
+        **{name: files[name].as_dict() if name in files else None for name in FILES},
         "cost": {"tokens": solution.tokens, "flops": solution.flops},
         "provenance": {
             "store_hash": store.store_hash,
             "recipe_hash": key_of({"solve": recipe.canonical()["solve"], "seed": recipe.seed}),
-            "seeds": [recipe.seed],
+            "seeds": list(found.seeds),
             "environment": dict(solution.environment),
             "overrides": recipe.overrides_of("solve", "mixture", "seed"),
             "mixc_version": __version__,
@@ -212,27 +314,55 @@ def _manifest(
     }
 
 
+def _schedule(names: tuple[str, ...], solution: Solution) -> dict[str, Any]:
+    if solution.schedule is None:
+        return {}
+    return {
+        "schedule": [
+            {"until": until, "weights": _by_domain(names, weights)}
+            for until, weights in solution.schedule
+        ]
+    }
+
+
 def _by_domain(names: tuple[str, ...], values: np.ndarray[Any, Any]) -> Mapping[str, Any]:
     return {name: finite_or_none(value) for name, value in zip(names, values, strict=True)}
 
 
-def _stage_trajectory(staging: Path, problem: Problem, solution: Solution) -> FileRecord | None:
-    """Stage the trajectory, a line per step and domain, under a name made from its content."""
-    if not solution.trajectory:
-        return None
+def _stage_files(staging: Path, found: Found) -> dict[str, FileRecord]:
+    """Stage what goes beside weights.json, by its key there."""
+    tables: dict[str, pa.Table] = {}
+    if found.solutions[0].trajectory:
+        each = zip(found.seeds, found.solutions, strict=True)
+        tables["trajectory"] = pa.concat_tables(
+            _trajectory(found.problem.domains, seed, solution) for seed, solution in each
+        )
+    if (documents := found.answer.documents) is not None:
+        tables["documents"] = pa.table({"doc_id": documents.ids, "weight": documents.weights})
+    return {name: _stage_table(staging, name, table) for name, table in tables.items()}
+
+
+def _stage_table(staging: Path, stem: str, table: pa.Table) -> FileRecord:
+    """Stage a table as parquet, under a name made from its content."""
+    unnamed = staging / f"{stem}.parquet"
+    with commit.create(unnamed) as file:
+        pq.write_table(table, pa.PythonFile(file, mode="w"), compression="zstd")
+    record = file.record("")
+    name = f"{stem}-{record.xxh3[:16]}.parquet"
+    commit.rename(unnamed, staging / name)
+    return FileRecord(name, record.bytes, record.xxh3)
+
+
+def _trajectory(domains: Sequence[str], seed: int, solution: Solution) -> pa.Table:
+    """A seed's trajectory, a line per step and domain."""
     steps = max(len(values) for values in solution.trajectory.values())
-    shape = (steps, len(problem.domains))
+    shape = (steps, len(domains))
     columns = {
+        "seed": pa.array(np.full(steps * len(domains), seed)),
         "step": pa.array(np.repeat(np.arange(steps), shape[1])),
-        "domain": pa.array(problem.domains * steps),
+        "domain": pa.array(list(domains) * steps),
     }
     for name, values in solution.trajectory.items():
         column = values if values.ndim == 2 else values[:, None]
         columns[name] = pa.array(np.broadcast_to(column, shape).ravel())
-    unnamed = staging / "trajectory.parquet"
-    with commit.create(unnamed) as file:
-        pq.write_table(pa.table(columns), pa.PythonFile(file, mode="w"), compression="zstd")
-    record = file.record("")
-    name = f"trajectory-{record.xxh3[:16]}.parquet"
-    commit.rename(unnamed, staging / name)
-    return FileRecord(name, record.bytes, record.xxh3)
+    return pa.table(columns)

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from mixc.errors import MixcError, Place
-from mixc.store.hashes import unseal
+from mixc.store.hashes import FileRecord, unseal
 
 FILE = "weights.json"
+FILES = ("trajectory", "documents")  # what may stand beside it, by its key there
 SCHEMA = "mixc.weights/1"
 
 
@@ -29,6 +30,12 @@ class SolvedWeights:
     def weights(self) -> dict[str, float]:
         """The weight of each domain."""
         return {name: entry["weight"] for name, entry in self.manifest["domains"].items()}
+
+    @property
+    def files(self) -> dict[str, FileRecord]:
+        """The files that belong to it, in the same folder, by their keys."""
+        found = {name: self.manifest.get(name) for name in FILES}
+        return {name: FileRecord(**file) for name, file in found.items() if file is not None}
 
 
 def open_weights(path: Path) -> SolvedWeights:

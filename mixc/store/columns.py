@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+_NAMES = {"float": "float32"}  # what numpy calls a type that Arrow names otherwise
+
 
 def column(values: NDArray[Any]) -> pa.Array:
     """The values as an Arrow array without nulls."""
@@ -31,7 +33,7 @@ def view(array: pa.Array) -> NDArray[Any]:
     """A validated array of numbers as numpy sees it. Raises ValueError if it holds nulls."""
     if array.null_count:
         raise ValueError("a column holds nulls")
-    kind = np.dtype(str(array.type))
+    kind = np.dtype(_NAMES.get(str(array.type), str(array.type)))
     values = array.buffers()[1]
     if values is None or not len(array):
         return np.empty(0, kind)

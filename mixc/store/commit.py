@@ -69,12 +69,17 @@ def locked(output: Path) -> Iterator[Path]:
     with _lock(output, fcntl.LOCK_EX) as descriptor:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        staging = output.parent / CONTROL / output.name / "staging"
+        staging = staging_of(output)
         for folder, folders, files in os.walk(staging.parent):
             refuse_links(Path(folder, name) for name in (*folders, *files))
         with writing(staging):
             staging.mkdir(exist_ok=True)
         yield staging
+
+
+def staging_of(output: Path) -> Path:
+    """Where an output is staged. Whoever writes there holds its lock."""
+    return output.parent / CONTROL / output.name / "staging"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mixc import __version__
 from mixc.errors import MixcError
 from mixc.recipe import Recipe
-from mixc.recipe_schema import DOMAIN_NAME, RESERVED_NAMES
+from mixc.recipe_types import DOMAIN_NAME, RESERVED_NAMES
 from mixc.store import commit, holdout
 from mixc.store.hashes import hash_file, key_of, seal
 from mixc.store.shard import ShardRecord, open_shard, token_dtype

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,13 +9,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from method_worlds import EASY, LOOSE, NOISE, SECOND, TRAIN, sampler
 from pydantic import ValidationError
 
-from mixc.methods.doremi import Options, domain_excess, run, update
+from mixc.methods.doremi import (
+    Options,
+    domain_excess,
+    group_dro,
+    mean_alpha,
+    new_records,
+    update,
+    weighted_token_mean,
+)
+from mixc.methods.odm import linear
 from mixc.proxy import train as train_module
-from mixc.proxy.presets import Shape, flops_per_token
-from mixc.proxy.train import Batch, TrainOptions, mean_loss, train
-from mixc.solve.trainer import Trainer
+from mixc.proxy.train import Batch, batch_losses, mean_loss, train
+from mixc.rng import Stream
+from mixc.solve.documents import tilt
+from mixc.solve.intervals import block_bootstrap
 
 # ---- the algebra ----
 
@@ -33,6 +45,61 @@ def test_t1_two_steps_and_their_mean():
     assert first == pytest.approx([0.3906365, 0.3198865, 0.2894770], abs=5e-8)
     assert second == pytest.approx([0.4504505, 0.3021129, 0.2474366], abs=5e-8)
     assert (first + second) / 2 == pytest.approx([0.42054, 0.31100, 0.26846], abs=5e-6)
+
+
+def trajectory_of(options, excess, present, steps):
+    """Alpha under the same excess at every step [K], without a model: losses of one token a row."""
+    records = new_records(steps, len(excess))
+    for step in range(steps):
+        here = np.flatnonzero(present[step])
+        losses = torch.tensor(excess[here, None], dtype=torch.float64)
+        reference = np.zeros((len(here), 1))
+        objective = group_dro(lambda _, r=reference: r, options, records, vocab=512)
+        objective(step, losses, Batch(np.zeros((len(here), 2), np.int64), here))
+    return records
+
+
+def test_t1_the_released_codes_mean_begins_with_uniform_weights():
+    excess = np.array([0.3, 0.1, 0.0])
+    official = Options(variant="official", smoothing=1e-3)
+    alpha = trajectory_of(official, excess, np.ones((2, 3), bool), 2)["alpha"]
+    assert alpha[1] == pytest.approx([0.4504505, 0.3021129, 0.2474366], abs=5e-8)
+    assert mean_alpha(alpha, "official") == pytest.approx([0.39147, 0.31844, 0.29008], abs=1e-5)
+
+
+def test_smoothing_is_the_variants_own_unless_given():
+    excess, present = np.array([5.0, 0.0]), np.ones((40, 2), bool)
+    for options, floor in (
+        (Options(), 1e-3),
+        (Options(variant="official"), 1e-4),
+        (Options(variant="official", smoothing=0.2), 0.2),
+    ):
+        alpha = trajectory_of(options, excess, present, 40)["alpha"]
+        assert alpha[-1, 1] == pytest.approx(floor / 2, rel=0.1)
+
+
+def test_in_the_released_code_an_absent_domain_moves_by_its_last_lambda_or_log_v():
+    present = np.array([[True, True, False], [True, True, True], [False, True, True]])
+    excess = np.array([1.0, 0.5, 0.25])
+    found = trajectory_of(Options(variant="official", smoothing=0.0), excess, present, 3)
+    lam = found["clipped_excess"]
+    assert lam[0].tolist() == [1.0, 0.5, np.log(512)]
+    assert lam[1].tolist() == lam[2].tolist() == [1.0, 0.5, 0.25]
+    first = np.exp(lam[0]) / np.exp(lam[0]).sum()
+    assert found["alpha"][0] == pytest.approx(first)
+    assert first[2] > 0.99  # absent from the first batch, it takes all
+    # The paper's variant leaves it as it is.
+    paper = trajectory_of(Options(smoothing=0.0), excess, present, 3)
+    assert paper["alpha"][0, 2] == 1 / 3
+    assert paper["clipped_excess"][0, 2] == 0
+
+
+def test_the_released_codes_loss_is_a_mean_over_tokens():
+    losses = torch.tensor([[1.0, 3.0], [5.0, 7.0], [0.0, 2.0]])
+    batch = Batch(np.zeros((3, 3), np.int64), np.array([0, 0, 1]))
+    weights = np.array([0.25, 0.5, 0.25])
+    found = weighted_token_mean(losses, batch, weights).item()
+    assert found == pytest.approx((0.25 * 16 + 0.5 * 2) / (4 * 0.25 + 2 * 0.5))
 
 
 def test_excess_is_clipped_by_token_and_averaged_over_tokens():
@@ -117,10 +184,18 @@ def test_options_are_checked():
     assert Options().model_dump() == {
         "variant": "paper",
         "eta": 1.0,
-        "smoothing": 1e-3,
+        "smoothing": None,
         "reference": "natural",
+        "rounds": 1,
+        "tolerance": 1e-3,
     }
-    bad = ({"eta": 0.0}, {"smoothing": 1.0}, {"smoothing": -0.1}, {"variant": "official"})
+    bad = (
+        {"eta": 0.0},
+        {"smoothing": 1.0},
+        {"smoothing": -0.1},
+        {"rounds": 0},
+        {"variant": "other"},
+    )
     for options in bad:
         with pytest.raises(ValidationError):
             Options(**options)
@@ -131,17 +206,48 @@ def test_the_options_are_read_without_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+# ---- T2: unigram domains, each with a posterior mean of its own (the paper's appendix D) ----
+
+UNIGRAMS = np.array([(1, 0, 0), (0.7, 0.2, 0.1), (1 / 3, 1 / 3, 1 / 3)])
+
+
+def unigram_weights(seed, steps=500, eta=0.5):
+    """Mean alpha against a reference of steps / 3 tokens a domain; losses are the exact means."""
+    lots = Stream(seed, "unigrams").uniforms(6 * steps).reshape(2, 3, steps)
+    tokens = [
+        [np.searchsorted(np.cumsum(p)[:2], u) for p, u in zip(UNIGRAMS, half, strict=True)]
+        for half in lots
+    ]
+    reference = 1 / 3 + np.stack([np.bincount(t[: steps // 3], minlength=3) for t in tokens[0]])
+    reference /= reference.sum(axis=1, keepdims=True)
+    counts, alpha, seen = np.full((3, 3), 1 / 3), UNIFORM, []
+    for drawn in np.array(tokens[1]).T:
+        proxy = counts / counts.sum(axis=1, keepdims=True)
+        excess = (UNIGRAMS * (np.log(reference) - np.log(proxy))).sum(axis=1)
+        lam, present = domain_excess(excess, np.arange(3), 3)
+        alpha = update(alpha, lam, present, eta, 1e-3)
+        counts[np.arange(3), drawn] += alpha
+        seen.append(alpha)
+    return np.mean(seen, axis=0)
+
+
+def test_t2_what_the_prior_knows_gets_the_least():
+    noise, off = 1 - (UNIGRAMS**2).sum(axis=1), ((UNIGRAMS - 1 / 3) ** 2).sum(axis=1)
+    splits = np.array([(i, j, 500 - i - j) for i in range(501) for j in range(501 - i)])
+    error = ((splits * noise + off) / (splits + 1) ** 2).sum(axis=1)
+    assert splits[error.argmin()].tolist() == [79, 421, 0]
+    weights = np.mean([unigram_weights(seed) for seed in range(12)], axis=0)
+    assert weights.argmin() == 2
+    assert weights[2] < 0.2
+    # What goes by the loss itself puts it first.
+    losses = -(UNIGRAMS * np.log(np.maximum(UNIGRAMS, 1e-300))).sum(axis=1)
+    assert linear(np.exp(losses), 1000).argmax() == 2
+    assert tilt(UNIFORM, losses, 16.0).argmax() == 2
+
+
 # ---- small models on planted domains, each with 16 tokens of its own ----
 
-LENGTH, OWN, STEPS = 48, 16, 160
-TRAIN = TrainOptions(
-    shape=Shape(layers=2, width=32, heads=2, hidden=96),
-    vocab_size=64,
-    seq_len=LENGTH,
-    steps=100,
-    learning_rate=1e-2,
-    device="cpu",
-)
+STEPS = 160
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -152,45 +258,39 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-def chain(place, order, successors):
-    """Rows of a Markov chain whose states have `successors` equally likely next tokens."""
-    seeded = np.random.default_rng(place)
-    follows = np.stack([seeded.permutation(OWN)[:successors] for _ in range(OWN**order)])
+def run(
+    train_options,
+    reference_batches,
+    proxy_batches,
+    domains,
+    options,
+    *,
+    reference_init=None,
+    proxy_init=None,
+):
+    """Reference and proxy, and what the proxy's run recorded."""
+    reference = train(train_options, reference_batches, mean_loss, init=reference_init).model
 
-    def rows(count, rng):
-        tokens = rng.integers(OWN, size=(count, LENGTH + 1))
-        choice = rng.integers(successors, size=tokens.shape)
-        for t in range(order, LENGTH + 1):
-            state = tokens[:, t - 1] + (OWN * tokens[:, t - 2] if order == 2 else 0)
-            tokens[:, t] = follows[state, choice[:, t]]
-        return tokens + OWN * place
+    def frozen(step):
+        with torch.no_grad():
+            return batch_losses(reference, proxy_batches(step)).numpy()
 
-    return rows
-
-
-EASY, LOOSE, SECOND, NOISE = chain(0, 1, 2), chain(1, 1, 6), chain(2, 2, 2), chain(3, 1, OWN)
-
-
-def sampler(sources, seed, rows=8, absent=lambda step, domain: False):
-    def at(step):
-        rng = np.random.default_rng((seed, step))
-        drawn = [(k, make(rows, rng)) for k, make in enumerate(sources)]
-        drawn = [(k, tokens) for k, tokens in drawn if not absent(step, k)]
-        domain = np.repeat([k for k, _ in drawn], rows)
-        return Batch(np.concatenate([tokens for _, tokens in drawn]), domain)
-
-    return at
+    records = new_records(train_options.steps, domains)
+    objective = group_dro(frozen, options, records, vocab=train_options.vocab_size)
+    train(train_options, proxy_batches, objective, records=records, init=proxy_init)
+    mean = mean_alpha(records["alpha"], options.variant)
+    return SimpleNamespace(mean=mean, lam=records["clipped_excess"], **records)
 
 
 @pytest.fixture(scope="module")
 def planted():
     sources = (EASY, LOOSE, SECOND, NOISE)
     options = replace(TRAIN, steps=STEPS)
-    return run(Trainer(options), sampler(sources, 1), sampler(sources, 2), 4, Options())
+    return run(options, sampler(sources, 1), sampler(sources, 2), 4, Options())
 
 
 def test_t3_noise_ends_lowest(planted):
-    noise, others = planted.alpha_mean[3], planted.alpha_mean[:3]
+    noise, others = planted.mean[3], planted.mean[:3]
     assert noise < 0.1
     assert noise < others.min()
     assert (planted.alpha[-25:, 3] < 0.01).all()
@@ -211,15 +311,9 @@ def test_the_answer_is_the_mean_of_a_trajectory_on_the_simplex(planted):
     assert planted.present.all()
     assert planted.alpha.sum(axis=1) == pytest.approx(np.ones(STEPS), abs=1e-12)
     assert (planted.alpha >= 1e-3 / 4 * (1 - 1e-12)).all()
-    assert np.array_equal(planted.alpha_mean, planted.alpha.mean(axis=0))
-    first = update(np.full(4, 0.25), planted.lam[0], planted.present[0], 1.0, 1e-3)
+    assert np.array_equal(planted.mean, planted.alpha.mean(axis=0))
+    first = update(np.full(4, 0.25), planted.lam[0], planted.present[0] > 0, 1.0, 1e-3)
     assert np.array_equal(planted.alpha[0], first)  # the mean has no alpha_0 in it
-
-
-def test_cost_counts_the_references_pass_beside_the_proxy(planted):
-    each = STEPS * 32 * LENGTH
-    assert planted.tokens == 2 * each
-    assert planted.flops == 7 * flops_per_token(TRAIN.shape, TRAIN.vocab_size, LENGTH) * each
 
 
 def test_t5_a_domain_both_models_know_decays_towards_the_floor():
@@ -227,7 +321,7 @@ def test_t5_a_domain_both_models_know_decays_towards_the_floor():
     known = train(options, sampler((EASY,), 9, rows=16), mean_loss).model.state_dict()
     sources = (EASY, LOOSE, SECOND)
     result = run(
-        Trainer(replace(TRAIN, steps=60, learning_rate=3e-3)),
+        replace(TRAIN, steps=60, learning_rate=3e-3),
         sampler(sources, 1),
         sampler(sources, 2),
         3,
@@ -235,9 +329,19 @@ def test_t5_a_domain_both_models_know_decays_towards_the_floor():
         reference_init=known,
         proxy_init=known,
     )
-    assert result.alpha_mean[0] < 0.02
-    assert result.alpha_mean[0] < result.alpha_mean[1:].min() / 10
+    assert result.mean[0] < 0.02
+    assert result.mean[0] < result.mean[1:].min() / 10
     assert result.alpha[:, 0].min() < 1.2 * 1e-3 / 3  # the floor is c / K
+
+
+def test_t4_copies_of_a_domain_get_the_same_weight():
+    sources = (EASY, LOOSE, LOOSE)  # other rows of the same chain
+    result = run(
+        replace(TRAIN, steps=60), sampler(sources, 1), sampler(sources, 2), 3, Options(eta=0.2)
+    )
+    low, high = block_bootstrap(result.alpha[:, [1]] - result.alpha[:, [2]], seed=0)
+    assert low[0] - 0.02 < 0 < high[0] + 0.02
+    assert abs(result.mean[1] - result.mean[2]) < 0.05
 
 
 @pytest.mark.parametrize("absent", [lambda step, k: False, lambda step, k: step % 3 == k])
@@ -245,7 +349,7 @@ def test_a_proxy_that_equals_its_reference_keeps_uniform_weights_to_the_bit(abse
     still = replace(TRAIN, steps=6, learning_rate=0.0)
     sources = (EASY, LOOSE, NOISE)
     result = run(
-        Trainer(still),
+        still,
         sampler(sources, 1),
         sampler(sources, 2, absent=absent),
         3,
@@ -259,9 +363,9 @@ def test_absent_domains_get_no_update_in_a_run():
     options = replace(TRAIN, steps=5)
     sources = (EASY, LOOSE, SECOND)
     proxy = sampler(sources, 2, rows=2, absent=lambda step, k: step < 3 and k == 1)
-    result = run(Trainer(options), sampler(sources, 1, rows=2), proxy, 3, Options(smoothing=0.0))
+    result = run(options, sampler(sources, 1, rows=2), proxy, 3, Options(smoothing=0.0))
     assert (result.alpha[:3, 1] == 1 / 3).all()
-    assert result.present[:, 1].tolist() == [False] * 3 + [True] * 2
+    assert result.present[:, 1].tolist() == [0] * 3 + [1] * 2
     assert result.alpha[3, 1] != 1 / 3
 
 
@@ -275,7 +379,7 @@ def test_the_loss_of_a_step_is_weighted_by_that_steps_alpha(monkeypatch):
     monkeypatch.setattr(train_module, "weighted_loss", spy)
     sources = (EASY, SECOND)
     result = run(
-        Trainer(replace(TRAIN, steps=4)),
+        replace(TRAIN, steps=4),
         sampler(sources, 1, 2),
         sampler(sources, 2, 2),
         2,
@@ -287,9 +391,24 @@ def test_the_loss_of_a_step_is_weighted_by_that_steps_alpha(monkeypatch):
 def test_two_runs_agree_to_the_bit():
     def once():
         sources = (EASY, NOISE)
-        trainer = Trainer(replace(TRAIN, steps=6))
-        return run(trainer, sampler(sources, 1, 2), sampler(sources, 2, 2), 2, Options())
+        options = replace(TRAIN, steps=6)
+        return run(options, sampler(sources, 1, 2), sampler(sources, 2, 2), 2, Options())
 
     first, second = once(), once()
     assert np.array_equal(first.alpha, second.alpha)
     assert np.array_equal(first.lam, second.lam)
+
+
+def test_t14_other_numbers_for_the_domains_of_the_same_batches_permute_alpha():
+    order = np.array([2, 0, 1])
+
+    def renamed(batches):
+        return lambda step: Batch(batches(step).tokens, order[batches(step).domain])
+
+    options = replace(TRAIN, steps=6)
+    first, second = sampler((EASY, LOOSE, SECOND), 1, 2), sampler((EASY, LOOSE, SECOND), 2, 2)
+    for variant in ("paper", "official"):
+        method = Options(variant=variant)
+        plain = run(options, first, second, 3, method)
+        other = run(options, renamed(first), renamed(second), 3, method)
+        assert other.alpha[:, order] == pytest.approx(plain.alpha, abs=1e-6)

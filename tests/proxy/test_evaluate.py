@@ -32,7 +32,7 @@ def directly(model, stream, seq_len):
         first = (at - 1) // seq_len * seq_len
         with torch.no_grad():
             hidden = model(torch.from_numpy(stream[None, first:at]))[0, -1]
-        total -= (model.head @ hidden).double().log_softmax(0)[stream[at]].item()
+        total -= (model.head[:VOCAB] @ hidden).double().log_softmax(0)[stream[at]].item()
     return total
 
 

@@ -12,15 +12,15 @@ def case():
     rng = np.random.default_rng(0)
     hidden = torch.from_numpy(rng.normal(size=(3, 7, 8)).astype(np.float32))
     head = torch.from_numpy(rng.normal(size=(11, 8)).astype(np.float32))
-    return hidden, head, torch.from_numpy(rng.integers(11, size=(3, 7)))
+    return hidden, head, torch.from_numpy(rng.integers(11, size=(3, 7))), 11
 
 
 def test_losses_are_minus_the_log_of_the_softmax(case):
-    hidden, head, targets = case
+    hidden, head, targets, n_vocab = case
     logits = hidden.double() @ head.double().T
     log_p = logits.exp().div(logits.exp().sum(-1, keepdim=True)).log()
     expected = -log_p.gather(-1, targets[..., None])[..., 0]
-    losses = token_losses(hidden, head, targets)
+    losses = token_losses(hidden, head, targets, n_vocab)
     assert losses.shape == targets.shape
     assert losses.dtype == torch.float32
     torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
@@ -51,15 +51,28 @@ def test_the_cap_on_logits_holds_where_no_gradient_is_recorded(case, monkeypatch
 
 
 def test_gradients_are_those_of_cross_entropy(case):
-    hidden, head, targets = case
+    hidden, head, targets, n_vocab = case
     weights = torch.arange(21.0).view(3, 7)
     gradients = []
     for use_ours in (True, False):
         h, w = hidden.clone().requires_grad_(), head.clone().requires_grad_()
         if use_ours:
-            losses = token_losses(h, w, targets)
+            losses = token_losses(h, w, targets, n_vocab)
         else:
             losses = F.cross_entropy((h @ w.T).transpose(1, 2), targets, reduction="none")
         gradients.append(torch.autograd.grad((losses * weights).sum(), (h, w)))
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_padding_of_the_head_counts_for_nothing(case, recorded):
+    hidden, head, targets, n_vocab = case
+    padded = torch.cat([head, torch.full((5, 8), 3.0)]).requires_grad_()
+    with torch.set_grad_enabled(recorded):
+        losses = token_losses(hidden, padded, targets, n_vocab)
+    torch.testing.assert_close(losses, token_losses(*case), rtol=1e-6, atol=1e-6)
+    if recorded:
+        losses.sum().backward()
+        assert padded.grad[:n_vocab].abs().sum(dim=1).min() > 0
+        assert not padded.grad[n_vocab:].any()

@@ -105,6 +105,23 @@ def test_initial_weights_are_pinned():
     assert np.array_equal(head.ravel(), expected)
 
 
+def test_padding_changes_no_weight_that_counts():
+    model, names = Model(SHAPE, 70, seed=0), ("embedding", "head")
+    for name in names:
+        weight = getattr(model, name).detach()
+        assert weight.shape == (128, SHAPE.width)
+        assert not weight[70:].any()
+        normals = Stream(0, "init", domain=name).normals(70 * SHAPE.width) * 0.02
+        assert np.array_equal(weight[:70].numpy().ravel(), normals.astype(np.float32))
+
+
+def test_initial_scales_follow_the_width():
+    weights = dict(Model(Shape(2, 384, 4, 384), 512, seed=0).named_parameters())
+    for name, std in (("embedding", 0.02), ("blocks.0.qkv", 0.01), ("head", 0.005)):
+        assert weights[name].std().item() == pytest.approx(std, rel=0.03)
+    assert weights["blocks.0.mlp_out"].std().item() == pytest.approx(0.005, rel=0.03)
+
+
 def test_initial_scales():
     model = Model(Shape(8, 64, 2, 160), 512, seed=0)
     weights = dict(model.named_parameters())

@@ -1,7 +1,7 @@
 import pytest
 
 from mixc.proxy.model import Model
-from mixc.proxy.presets import PRESETS, Shape, default_learning_rate, flops_per_token, parameters
+from mixc.proxy.presets import PRESETS, Shape, flops_per_token, padded_vocab, parameters
 
 
 @pytest.mark.parametrize(
@@ -21,11 +21,8 @@ def test_parameter_count_is_the_models(shape):
     assert sum(weight.numel() for weight in model.parameters()) == parameters(shape, 50)
 
 
-def test_learning_rate_falls_with_width():
-    rates = [default_learning_rate(shape) for shape in PRESETS.values()]
-    assert rates[0] == 3e-3
-    assert rates == sorted(rates, reverse=True)
-    assert rates[-1] == pytest.approx(3e-3 * 96 / 1024)
+def test_a_vocabulary_is_padded_to_a_multiple_of_64():
+    assert [padded_vocab(size) for size in (1, 63, 64, 65, 50_257)] == [64, 64, 64, 128, 50_304]
 
 
 def test_flops_by_hand():

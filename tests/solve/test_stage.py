@@ -10,7 +10,7 @@ from build_helpers import all_documents, every_held_id, random_corpus, write_cor
 from mixc import pipeline
 from mixc.errors import MixcError
 from mixc.recipe import load
-from mixc.solve.stage import estimate, fresh
+from mixc.solve.stage import estimate, fresh, make_problem
 from mixc.solve.weights import open_weights
 from mixc.store.hashes import hash_file
 from mixc.tokenize.stage import tokenize
@@ -142,6 +142,31 @@ def test_what_the_weights_do_not_depend_on(solved):
         "mixture.order.shuffle_block=2",
     ):
         assert fresh(load(path, [override]), store) is not None
+
+
+def test_weights_depend_on_the_repeats_of_the_mixture(solved):
+    path, store, weights = solved
+    assert weights.manifest["kept_rows"] is None  # models see more than this mixture has
+    large = load(path, ["mixture.rows=2000"])
+    assert fresh(large, store) is None
+    lab = make_problem(large, store).lab
+    seen = STEPS * 16 * 32 / (2000 * 16)
+    for name, rows in zip(store.domains, lab.kept_rows.tolist(), strict=True):
+        assert rows == round(store.domains[name].training_tokens * seen / 32)
+    off = "solve.match_repetition=false"
+    assert make_problem(load(path, ["mixture.rows=2000", off]), store).lab.kept_rows is None
+    with pytest.raises(MixcError, match="no fewer tokens than the mixture's 320") as raised:
+        make_problem(load(path, ["solve.match_repetition=true"]), store)
+    assert raised.value.code == "MX007"
+    assert raised.value.place.file == "-s solve.match_repetition=true"
+
+
+def test_kept_rows_are_told(tmp_path):
+    path = write_corpus(tmp_path, CORPUS, **SECTIONS | {"mixture": {"rows": 2000}})
+    store = tokenize(load(path), workers=1)
+    weights = pipeline.solve_weights(load(path))
+    kept = make_problem(load(path), store).lab.kept_rows.tolist()
+    assert weights.manifest["kept_rows"] == dict(zip(store.domains, kept, strict=True))
 
 
 # ---- outputs that are cut, damaged or left by others ----

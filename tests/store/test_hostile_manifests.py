@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mixc.build import mixture as mixtures
 from mixc.errors import MixcError
 from mixc.recipe import load
-from mixc.recipe_schema import DOMAIN_NAME
+from mixc.recipe_types import DOMAIN_NAME
 from mixc.store import store as stores
 from mixc.store.hashes import seal
 from mixc.store.store import open_store

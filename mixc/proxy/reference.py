@@ -1,0 +1,174 @@
+"""Losses of a frozen model on the rows that another is trained on, found once and kept.
+
+They are kept by row of a domain's stream, not by step: a run with other options or weights, or of
+another method, that comes by the same rows finds them. Each row is scored by itself, so that its
+losses do not depend, to the bit, on which others were missing beside it. (On a CPU that is also
+the fastest. On a GPU rows are scored some at a time, always as many.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import xxhash
+from numpy.typing import NDArray
+
+from mixc import progress
+from mixc.proxy import cache, ranks
+from mixc.proxy.device import computing_in, deterministic
+from mixc.proxy.model import Model
+from mixc.proxy.sampler import Sampler
+from mixc.proxy.train import Batch, batch_losses
+from mixc.store.columns import column, view
+
+ALGORITHM = 1  # a change of what rows' losses are raises it
+_TABLE_BYTES = 1 << 26
+_ROWS_AT_ONCE = {"cpu": 1, "cuda": 32}
+
+Index = NDArray[np.int64]
+Losses = NDArray[np.float32]
+
+
+def cached_losses(
+    model: Model,
+    batches: Sampler,
+    folder: Path,
+    key: dict[str, Any],
+    *,
+    name: str = "reference",
+    precision: torch.dtype = torch.float32,
+) -> Callable[[int], Losses]:
+    """The model's loss on each token but the first of each row of a step's batch, in nats.
+
+    Returns a function from the step to float32[B, L - 1]. Rows of the known batches whose losses
+    are not in `folder` are scored now, on the device that holds the model. `key` (plain data)
+    names all that losses depend on beside the model: tokenizer, store, how rows are cut and
+    numbered, and the machine. Matrix products are in `precision`, as the other model's should be.
+    """
+    about = {"algorithm": ALGORITHM, "model": weights_hash(model), "precision": str(precision)}
+    key = about | key
+    known = _Known(folder, key)
+    _score(model, batches, known, name, precision)
+    return lambda step: known.read(_ids(batches, step))
+
+
+def uncached_losses(
+    model: Model,
+    batches: Callable[[int], Batch],
+    *,
+    precision: torch.dtype = torch.float32,
+) -> Callable[[int], Losses]:
+    """The same without keeping: each batch is scored when it is asked for, by all ranks together.
+
+    For batches that follow from the run itself, which nobody can visit before.
+    """
+
+    def losses(step: int) -> Losses:
+        tokens = batches(step).tokens
+        mine = torch.from_numpy(_losses(model, tokens[ranks.share(len(tokens))], precision))
+        return ranks.gather_rows(mine, len(tokens)).numpy()
+
+    return losses
+
+
+def weights_hash(model: Model) -> str:
+    """A hash of a model's weights, their names and shapes, whatever the device."""
+    digest = xxhash.xxh3_128()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+        digest.update(weight.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+class _Known:
+    """The losses that are kept under a key, by the id of a row."""
+
+    def __init__(self, folder: Path, key: dict[str, Any]) -> None:
+        self._folder, self._key = folder, key
+        self._tables: list[tuple[Index, Index, Losses]] = []  # sorted ids, where each is, losses
+        self._waiting: dict[int, Losses] = {}  # until they make a table
+        for table in cache.kept(folder, key):
+            self._open(table)
+
+    def missing(self, ids: Index) -> Index:
+        """Where in `ids` those stand that are not there, each once."""
+        first = np.unique(ids, return_index=True)[1]
+        new = np.array([name not in self._waiting for name in ids[first].tolist()], bool)
+        for names, _, _ in self._tables:
+            new &= ~_among(names, ids[first])[1]
+        return np.asarray(first[new], np.int64)
+
+    def read(self, ids: Index) -> Losses:
+        """The losses of rows that are in tables, [n, L - 1]."""
+        out = np.empty((len(ids), self._tables[0][2].shape[1]), np.float32)
+        for names, places, losses in self._tables:
+            at, found = _among(names, ids)
+            out[found] = losses[places[at[found]]]
+        return out
+
+    def add(self, ids: Index, losses: Losses) -> None:
+        """Take the losses of rows that were not there; many together make a table."""
+        self._waiting.update(zip(ids.tolist(), losses, strict=True))
+        if len(self._waiting) * losses[0].nbytes >= _TABLE_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Keep what waits."""
+        if not self._waiting:
+            return
+        ids = np.fromiter(self._waiting, np.int64, len(self._waiting))
+        losses = np.stack(list(self._waiting.values()))
+        values = pa.FixedSizeListArray.from_arrays(column(losses.ravel()), losses.shape[1])
+        table = pa.RecordBatch.from_arrays([column(ids), values], ["row", "losses"])
+        cache.keep(self._folder, self._key, table)
+        self._open(table)
+        self._waiting = {}
+
+    def _open(self, table: pa.RecordBatch) -> None:
+        ids, losses = view(table.column("row")), table.column("losses")
+        order = np.argsort(ids, kind="stable")
+        values = view(losses.values).reshape(len(ids), losses.type.list_size)
+        self._tables.append((ids[order], order, values))
+
+
+def _among(names: Index, ids: Index) -> tuple[Index, NDArray[np.bool_]]:
+    """Where each id stands among sorted names, and whether it is there."""
+    at = np.minimum(np.searchsorted(names, ids), len(names) - 1)
+    return at, names[at] == ids
+
+
+def _score(
+    model: Model, batches: Sampler, known: _Known, name: str, precision: torch.dtype
+) -> None:
+    """Score the rows of the batches that are not known."""
+    steps = batches.known_steps or 0
+    with progress.task(f"score with {name}", steps, "batches") as bar:
+        for step in range(steps):
+            ids = _ids(batches, step)
+            if len(new := known.missing(ids)):
+                known.add(ids[new], _losses(model, batches(step).tokens[new], precision))
+            bar.advance(1)
+    known.flush()
+
+
+def _ids(batches: Sampler, step: int) -> Index:
+    """A number for each row of a batch: its domain in the upper bits, its place in the stream."""
+    return (batches.domains(step) << 48) | batches.rows(step)
+
+
+def _losses(model: Model, tokens: NDArray[np.int64], precision: torch.dtype) -> Losses:
+    """float32[n, L - 1] of rows int64[n, L], in passes of always as many rows."""
+    device = model.head.device
+    size = _ROWS_AT_ONCE[device.type]
+    padded = np.concatenate([tokens, np.repeat(tokens[:1], -len(tokens) % size, axis=0)])
+    with deterministic(device), computing_in(precision, device), torch.no_grad():
+        parts = [
+            batch_losses(model, Batch(padded[i : i + size], np.zeros(size, np.int64))).cpu()
+            for i in range(0, len(padded), size)
+        ]
+    return torch.cat(parts)[: len(tokens)].numpy()

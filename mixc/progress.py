@@ -41,9 +41,14 @@ def say(message: str) -> None:
 
 
 @contextmanager
-def task(label: str, total: float, unit: str) -> Iterator[Task]:
-    """Show work of `total` units (`unit` is "B", "tokens", "rows", ...) while the block runs."""
-    if sys.stderr.isatty() and not _quiet:
+def task(label: str, total: float, unit: str, *, quiet: bool = False) -> Iterator[Task]:
+    """Show work of `total` units (`unit` is "B", "tokens", "rows", ...) while the block runs.
+
+    `quiet` shows nothing, as for a small piece of work in the midst of another.
+    """
+    if quiet:
+        yield _Unseen()
+    elif sys.stderr.isatty() and not _quiet:
         with _bar(label, total, unit) as bar:
             yield bar
     else:
@@ -69,6 +74,13 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+class _Unseen:
+    """A piece of work that is not shown."""
+
+    def advance(self, amount: float, note: str = "") -> None:
+        pass
 
 
 class _Lines:

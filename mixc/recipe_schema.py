@@ -38,6 +38,7 @@ LATER_KEYS = (
     "packing",
     "document_weights",
     "seeds",
+    "check",
     "precision",
     "compile",
     "match_repetition",
@@ -156,6 +157,15 @@ class Proxy(Strict):
     )
 
 
+class Check(Strict):
+    """The check that ends a solve: small models on the answer and on the simple mixes."""
+
+    seeds: int = Field(default=3, ge=1, le=100, description="models for each mix")
+    on_tie: Literal["keep", "simple"] = Field(
+        default="keep", description="where a simple mix is as good: keep the answer, or take that"
+    )
+
+
 class Solve(Strict):
     """How the weights are found. `recipe_model` adds a key for the options of each method."""
 
@@ -169,6 +179,11 @@ class Solve(Strict):
     )
     match_repetition: Literal["auto"] | bool = Field(
         default="auto", description="it sees so few rows that it repeats them as the mixture does"
+    )
+
+    check: Literal[False] | Check = Field(
+        default=Check(),
+        description="hold the answer of a method that trains against natural, uniform and unimax",
     )
 
     @property

@@ -219,7 +219,7 @@ def main() -> None:
 def _training_methods() -> list[str]:
     from mixc.registry import METHODS
 
-    return [name for name, entry in METHODS.items() if entry.forward_passes]
+    return [name for name, entry in METHODS.items() if entry.trains]
 
 
 if __name__ == "__main__":

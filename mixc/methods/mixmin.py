@@ -14,7 +14,6 @@ go little from uniform; MixMin is meant for a target of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +23,6 @@ from mixc.errors import MixcError
 from mixc.recipe import Strict
 from mixc.rng import Stream
 from mixc.solve.problem import Problem, Solution
-
-if TYPE_CHECKING:
-    from mixc.solve.lab import Lab
 
 Real = NDArray[np.float64]
 _BLOCK, _DRAWS, _LEVEL = 256, 200, 0.95
@@ -84,7 +80,7 @@ def solve(problem: Problem, options: Options) -> Solution:
     """
     sources, target = _chosen(problem, options.sources), _chosen(problem, options.target)
     held = []
-    tokens, flops, bits = 0, 0.0, {}
+    tokens, flops = 0, 0.0
     for number in sources:
         name = problem.domains[number]
         alone = np.zeros(len(problem.domains))
@@ -92,7 +88,6 @@ def solve(problem: Problem, options: Options) -> Solution:
         trained = problem.lab.train(f"only-{name}", problem.lab.batches(alone))
         tokens, flops = tokens + trained.tokens, flops + trained.flops
         held.append(problem.lab.held_losses(trained.model))
-        bits[f"only {name}"] = problem.lab.bits_per_byte(trained.model)
     groups = [np.stack([one[k] for one in held], axis=1).astype(np.float64) for k in target]
     if not any(len(group) for group in groups):
         raise MixcError(
@@ -100,14 +95,13 @@ def solve(problem: Problem, options: Options) -> Solution:
             "the target of mixmin holds no token out",
             help="raise holdout.fraction, or name other domains under solve.mixmin.target",
         )
-    losses, share = _joined(groups, _bytes(problem.lab, target))
+    losses, share = _joined(groups, problem.lab.held_bytes[target])
     found = mix_models(losses, share).weights
     low, high = _interval(losses, share, seed=problem.seed)
     return Solution(
         weights=_spread(found, sources, len(problem.domains)),
         low=_spread(np.minimum(low, found), sources, len(problem.domains)),
         high=_spread(np.maximum(high, found), sources, len(problem.domains)),
-        bits_per_byte=bits,
         tokens=tokens,
         flops=flops,
         environment=problem.lab.environment(),
@@ -120,12 +114,7 @@ def _chosen(problem: Problem, names: tuple[str, ...]) -> list[int]:
     return [i for i, name in enumerate(problem.domains) if not names or name in names]
 
 
-def _bytes(lab: Lab, target: list[int]) -> list[int]:
-    """UTF-8 bytes of each target domain's holdout."""
-    return [lab.held_bytes(number) for number in target]
-
-
-def _joined(groups: list[Real], sizes: list[int]) -> tuple[Real, Real]:
+def _joined(groups: list[Real], sizes: Real) -> tuple[Real, Real]:
     """Tokens of all groups, and what each counts for: groups as bits per byte, alike."""
     some = [(group, size) for group, size in zip(groups, sizes, strict=True) if len(group)]
     share = np.concatenate([np.full(len(group), 1 / size) for group, size in some])

@@ -110,9 +110,16 @@ def weights(path: str, manifest: Mapping[str, Any]) -> None:
                 *("-" if one is None else f"{one:.3f}" for one in bits),
             ]
         )
-    columns = ["domain", manifest["method"], "interval", "natural", "uniform"]
+    columns = ["domain", manifest["answer"], "interval", "natural", "uniform"]
     columns += [f"{model} bits/byte" for model in models]
     table(f"weights {path}", columns, rows)
+    if manifest["check"] is not None:
+        league(manifest["check"])
+        print(f"check: {manifest['check']['verdict']['text']}")
+    if manifest["answer"] != manifest["method"]:
+        print(f"the weights are those of {manifest['answer']}, as solve.check.on_tie asks")
+    for doubt in manifest["doubts"]:
+        print(f"doubt: {doubt}")
 
 
 def league(found: Mapping[str, Any]) -> None:

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mixc.solve.problem import Problem, Solution
+
 Real = NDArray[np.float64]
 _LEVEL = 0.95
 
@@ -152,6 +154,33 @@ def judge(found: Comparison, mix: str, simple: Sequence[str]) -> Verdict:
     doubt = "" if len(found.seeds) > 1 else ", as one seed cannot tell"
     text = f"{first} is as good as {mix}{doubt}: prefer {first}, which costs nothing"
     return Verdict("tie", tuple(as_good), text)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A solve's answer beside the simple mixes, and what that says of it."""
+
+    comparison: Comparison
+    verdict: Verdict
+
+
+def check(
+    problem: Problem, name: str, answer: Solution, simple: Mapping[str, Real], *, seeds: int
+) -> Checked:
+    """Train on the answer, called `name`, and on the simple mixes, float64[K], and judge.
+
+    An answer that changes along the run is trained on as it changes. Weights of documents are
+    left out: models see domains' rows.
+    """
+    schedules = {answer.weights.tobytes(): answer.schedule}
+    chosen = range(problem.seed, problem.seed + seeds)
+
+    def run(weights: Real, seed: int) -> Run:
+        schedule = schedules.get(weights.tobytes())
+        return problem.lab.run_mix(weights, seed=seed, schedule=schedule)
+
+    found = compare({name: answer.weights, **simple}, problem.domains, chosen, run)
+    return Checked(found, judge(found, name, list(simple)))
 
 
 def league(found: Comparison) -> dict[str, Any]:

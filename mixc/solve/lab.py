@@ -23,6 +23,7 @@ from mixc.proxy.repetition import matched_rows
 from mixc.recipe import Proxy
 from mixc.rows.stream import DomainStream
 from mixc.solve import runs
+from mixc.solve.problem import Schedule
 from mixc.solve.runs import MixRun
 from mixc.solve.trainer import QUIETLY, Running, Trainer, environment
 from mixc.store.hashes import key_of
@@ -119,11 +120,13 @@ class Lab:
             name, batches, objective, backward=backward, records=records, init=init, seed=seed
         )
 
-    def run_mix(self, weights: Weights, *, seed: int | None = None) -> MixRun:
-        """Train a model on a fixed mix and score it, or take what an earlier run came to.
+    def run_mix(
+        self, weights: Weights, *, seed: int | None = None, schedule: Schedule | None = None
+    ) -> MixRun:
+        """Train a model on a mix and score it, or take what an earlier run came to.
 
-        `seed` is that of the model's first weights; rows are the lab's, in deck order, so that
-        runs on different mixes are paired.
+        The mix is fixed, or follows a schedule. `seed` is that of the model's first weights; rows
+        are the lab's, in deck order, so that runs on different mixes are paired.
         """
         options = self.train_options() if seed is None else self.train_options(seed=seed)
         key = key_of(
@@ -138,11 +141,14 @@ class Lab:
                 "environment": environment(options),
             }
         )
+        if schedule is not None:
+            key = key_of([key, [[until, mix.tolist()] for until, mix in schedule]])
         path = None if self.folder is None else self.folder / "runs" / f"{key}.json"
         if path is not None and (known := runs.load(path)) is not None:
             return known
         name = f"mix-{key[:16]}"
-        trained = self.train(name, self.batches(weights), seed=seed)
+        batches = self.batches(weights) if schedule is None else self._staged_batches(schedule)
+        trained = self.train(name, batches, seed=seed)
         bits = self.bits_per_byte(trained.model)
         run = MixRun(bits, trained.losses, trained.tokens, trained.flops)
         if path is not None:
@@ -171,6 +177,15 @@ class Lab:
         from mixc.proxy.sampler import Sampler, scheduled_counts
 
         return Sampler(self.decks, scheduled_counts(policy, self.batch_rows), self._ids)
+
+    def _staged_batches(self, schedule: Schedule) -> Sampler:
+        """Batches that follow a schedule over the run's steps."""
+        ends = np.array([until for until, _ in schedule]) * self.options.steps
+
+        def policy(step: int) -> Weights:
+            return schedule[min(int(np.searchsorted(ends, step, "right")), len(ends) - 1)][1]
+
+        return self.scheduled_batches(policy)
 
     @cached_property
     def decks(self) -> Decks:
@@ -262,6 +277,12 @@ class Lab:
         }
         return cached_losses(model, batches, folder, key, name=name, precision=precision)
 
+    @property
+    def run_flops(self) -> float:
+        """Floating-point operations of a plain run: forward and backward over all its tokens."""
+        tokens = self.options.steps * self.batch_rows * (self.options.seq_len - 1)
+        return 3 * self.forward_flops(tokens)
+
     def forward_flops(self, tokens: int) -> float:
         """Floating-point operations of a forward pass over so many tokens."""
         per_token = flops_per_token(
@@ -269,28 +290,36 @@ class Lab:
         )
         return per_token * tokens
 
-    def held_losses(self, model: Model) -> list[NDArray[np.float32]]:
-        """The model's loss on each token of each domain's holdout, in nats."""
+    def held_losses(self, model: Model, *, quiet: bool = False) -> list[NDArray[np.float32]]:
+        """The model's loss on each token of each domain's holdout, in nats.
+
+        `quiet`, for the midst of a training, shows no progress of its own.
+        """
         from mixc.proxy.device import pick_device
         from mixc.proxy.evaluate import stream_losses
 
         device, length = pick_device(self.options.device), self.options.seq_len - 1
         found: list[NDArray[np.float32]] = []
         streams = [self._held_stream(name)[0] for name in self.domains]
-        with progress.task("score holdout", sum(map(len, streams)), "tokens") as bar:
+        with progress.task("score holdout", sum(map(len, streams)), "tokens", quiet=quiet) as bar:
             for stream in streams:
                 losses = stream_losses(model, self.vocabulary.ids[stream], length, device)
                 found.append(losses + self.vocabulary.extra[stream[1:]].astype(np.float32))
                 bar.advance(len(stream))
         return found
 
-    def bits_per_byte(self, model: Model) -> Weights:
+    def bits_per_byte(self, model: Model, *, quiet: bool = False) -> Weights:
         """The model's loss on each domain's holdout, in bits per UTF-8 byte of text, [K]."""
-        sizes = np.array([self._held_stream(name)[1] for name in self.domains], np.float64)
-        nats = np.array([one.sum(dtype=np.float64) for one in self.held_losses(model)])
+        held = self.held_losses(model, quiet=quiet)
+        nats = np.array([one.sum(dtype=np.float64) for one in held])
         with np.errstate(invalid="ignore"):  # 0 / 0 where nothing is held out
-            bits: Weights = nats / np.log(2) / sizes
+            bits: Weights = nats / np.log(2) / self.held_bytes
         return bits
+
+    @cached_property
+    def held_bytes(self) -> Weights:
+        """UTF-8 bytes of the text of each domain's holdout, float64[K]."""
+        return np.array([self._held_stream(name)[1] for name in self.domains], np.float64)
 
     def environment(self) -> dict[str, str]:
         """What training repeats to the bit under."""

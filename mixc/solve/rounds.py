@@ -16,7 +16,7 @@ from mixc.errors import MixcError
 if TYPE_CHECKING:  # torch takes a second to import
     from torch import Tensor
 
-    from mixc.proxy.model import Model
+    from mixc.proxy.checkpoint import State
     from mixc.proxy.train import Batch, Trained
     from mixc.solve.lab import Lab
 
@@ -77,10 +77,11 @@ def train_in_rounds(
     def policy(step: int) -> Real:
         return weights_of(int(np.searchsorted(starts, step)) - 1)
 
-    def backward(model: Model, step: int, batch: Batch) -> Tensor:
-        if step in starts:
-            records["bits_per_byte"][step] = np.nan_to_num(lab.bits_per_byte(model, quiet=True))
-        losses = batch_losses(model, batch)
+    def backward(state: State, batch: Batch) -> Tensor:
+        if state.step in starts:
+            bits = lab.bits_per_byte(state.model, quiet=True)
+            records["bits_per_byte"][state.step] = np.nan_to_num(bits)
+        losses = batch_losses(state.model, batch)
         losses.mean().backward()  # type: ignore[no-untyped-call]
         return losses.detach()
 

@@ -15,8 +15,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mixc import __version__
 from mixc.errors import MixcError, Place
 from mixc.recipe import Proxy, Recipe
 from mixc.registry import METHODS
+from mixc.solve.check import check
 from mixc.solve.lab import Lab
+from mixc.solve.manifest import Found, manifest
 from mixc.solve.problem import Problem, Solution
-from mixc.solve.seeds import combine, disagreement
+from mixc.solve.seeds import combine
 from mixc.solve.trainer import QUIETLY, Running
-from mixc.solve.weights import FILE, FILES, SCHEMA, SolvedWeights, finite_or_none, open_weights
+from mixc.solve.weights import FILE, SCHEMA, SolvedWeights, open_weights
 from mixc.store import commit
 from mixc.store.hashes import FileRecord, check_file, key_of, seal
 from mixc.store.store import Store
@@ -122,7 +122,7 @@ def weights_key(recipe: Recipe, store: Store) -> str:
     assert recipe.solve is not None
     options = recipe.mixture
     method = METHODS[recipe.solve.method]
-    kept = _lab(recipe, store).kept_rows if method.forward_passes else None
+    kept = _lab(recipe, store).kept_rows if method.trains else None
     return key_of(
         {
             "algorithm": ALGORITHM,
@@ -153,7 +153,8 @@ def estimate(recipe: Recipe, store: Store) -> dict[str, Any]:
     assert recipe.solve is not None
     from mixc.proxy.presets import PRESETS, flops_per_token
 
-    proxy, passes = recipe.solve.proxy, METHODS[recipe.solve.method].forward_passes
+    proxy, method = recipe.solve.proxy, METHODS[recipe.solve.method]
+    passes = method.forward_passes + method.domain_passes * len(store.domains)
     lab = make_problem(recipe, store).lab
     tokens = proxy.steps * lab.batch_rows * (proxy.seq_len - 1)
     forward = flops_per_token(PRESETS[proxy.preset], lab.vocab_size, proxy.seq_len - 1)
@@ -176,18 +177,11 @@ def _matmul_rate() -> float:
     return float(2 * 1024**3 / (time.perf_counter() - start))
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a solve found: the solution of each seed, and the answer that they make together."""
-
-    problem: Problem
-    seeds: tuple[int, ...]
-    solutions: tuple[Solution, ...]
-    answer: Solution
-
-
 def find(recipe: Recipe, store: Store, staging: Path, running: Running = QUIETLY) -> Found:
-    """Run the recipe's method once for each seed. All ranks do this together."""
+    """Run the recipe's method once for each seed, and hold the answer against the simple mixes.
+
+    All ranks do this together.
+    """
     solve = recipe.solve
     assert solve is not None
     seeds = tuple(range(recipe.seed, recipe.seed + solve.seeds))
@@ -197,7 +191,11 @@ def find(recipe: Recipe, store: Store, staging: Path, running: Running = QUIETLY
         problem = make_problem(recipe, store, folder, seed=seed, running=running)
         solutions.append(run_method(solve.method, problem, solve.options))
     problem = make_problem(recipe, store, staging, running=running)
-    return Found(problem, seeds, tuple(solutions), combine(solutions))
+    simple = {name: run_method(name, problem).weights for name in BASELINES}
+    answer, checked = combine(solutions), None
+    if METHODS[solve.method].trains and solve.check:
+        checked = check(problem, solve.method, answer, simple, seeds=solve.check.seeds)
+    return Found(problem, seeds, tuple(solutions), answer, simple, checked)
 
 
 def solve_weights(recipe: Recipe, store: Store, running: Running = QUIETLY) -> SolvedWeights:
@@ -244,7 +242,9 @@ def _bring_up_to_date(
         tell(_SOLVE)
         found = find(recipe, store, staging, running)
         files = _stage_files(staging, found)
-        commit.write_file(staging / FILE, seal(_manifest(recipe, store, found, files)))
+        commit.write_file(
+            staging / FILE, seal(manifest(recipe, store, found, files, weights_key(recipe, store)))
+        )
         for file in files.values():
             commit.publish_file(staging / file.path, final.parent / file.path)
         commit.publish_file(staging / FILE, final)
@@ -267,66 +267,6 @@ def _old_files(final: Path) -> list[FileRecord]:
                 help="rename it, and give its name to mixture.weights to build with it",
             ) from None
         return []
-
-
-def _manifest(
-    recipe: Recipe, store: Store, found: Found, files: Mapping[str, FileRecord]
-) -> dict[str, Any]:
-    solve, problem, solution = recipe.solve, found.problem, found.answer
-    assert solve is not None
-    options = solve.options.model_dump(mode="json")
-    names = problem.domains
-    kept = problem.lab.kept_rows if METHODS[solve.method].forward_passes else None
-    return {
-        "schema": SCHEMA,
-        "key": weights_key(recipe, store),
-        "method": solve.method,
-        "variant": options.get("variant"),
-        "options": options,
-        "proxy": solve.proxy.model_dump(mode="json"),
-        "kept_rows": None if kept is None else dict(zip(names, kept.tolist(), strict=True)),
-        "domains": {
-            name: {
-                "weight": float(solution.weights[i]),
-                "low": float(solution.low[i]),
-                "high": float(solution.high[i]),
-            }
-            for i, name in enumerate(names)
-        },
-        **_schedule(names, solution),
-        "baselines": {
-            name: _by_domain(names, run_method(name, problem).weights) for name in BASELINES
-        },
-        "bits_per_byte": {
-            model: _by_domain(names, bits) for model, bits in solution.bits_per_byte.items()
-        },
-        "between_seeds": disagreement(names, found.solutions),
-        **{name: files[name].as_dict() if name in files else None for name in FILES},
-        "cost": {"tokens": solution.tokens, "flops": solution.flops},
-        "provenance": {
-            "store_hash": store.store_hash,
-            "recipe_hash": key_of({"solve": recipe.canonical()["solve"], "seed": recipe.seed}),
-            "seeds": list(found.seeds),
-            "environment": dict(solution.environment),
-            "overrides": recipe.overrides_of("solve", "mixture", "seed"),
-            "mixc_version": __version__,
-        },
-    }
-
-
-def _schedule(names: tuple[str, ...], solution: Solution) -> dict[str, Any]:
-    if solution.schedule is None:
-        return {}
-    return {
-        "schedule": [
-            {"until": until, "weights": _by_domain(names, weights)}
-            for until, weights in solution.schedule
-        ]
-    }
-
-
-def _by_domain(names: tuple[str, ...], values: np.ndarray[Any, Any]) -> Mapping[str, Any]:
-    return {name: finite_or_none(value) for name, value in zip(names, values, strict=True)}
 
 
 def _stage_files(staging: Path, found: Found) -> dict[str, FileRecord]:

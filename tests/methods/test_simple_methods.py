@@ -10,7 +10,7 @@ from mixc.registry import METHODS
 from mixc.solve.problem import Problem
 from mixc.solve.stage import run_method
 
-SIMPLE = [name for name, entry in METHODS.items() if entry.forward_passes == 0]
+SIMPLE = [name for name, entry in METHODS.items() if not entry.trains]
 
 
 def problem(*tokens, target=None, epochs=None):

@@ -1,0 +1,86 @@
+"""The check that ends a solve, in weights.json, on a tiny store."""
+
+import pytest
+from build_helpers import random_corpus, write_corpus
+
+from mixc import pipeline
+from mixc.recipe import load
+from mixc.tokenize.stage import tokenize
+
+CORPUS = random_corpus(6, {"code": (30, 25), "prose": (30, 40), "web": (40, 15)})
+PROXY = {"preset": "nano", "steps": 3, "batch_tokens": 256, "seq_len": 32, "device": "cpu"}
+SECTIONS = {
+    "solve": {"method": "doremi", "proxy": PROXY, "check": {"seeds": 2}},
+    "mixture": {"weights": "solved", "rows": 20},
+    "seed": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = write_corpus(tmp_path_factory.mktemp("checked"), CORPUS, **SECTIONS)
+    tokenize(load(path), workers=1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def solved(path):
+    return pipeline.solve_weights(load(path)).manifest
+
+
+def test_the_answer_stands_beside_the_simple_mixes(solved):
+    check = solved["check"]
+    assert set(check["mixes"]) == {"doremi", "natural", "uniform", "unimax"}
+    assert check["seeds"] == [4, 5]
+    for entry in check["mixes"].values():
+        bits = [value for value in entry["bits_per_byte"].values() if value is not None]
+        assert entry["mean"] == pytest.approx(sum(bits) / len(bits))
+        assert entry["worst"] == pytest.approx(max(bits))
+    assert check["verdict"]["outcome"] in ("better", "tie", "worse")
+
+
+def test_costs_are_told_apart(solved):
+    cost = solved["cost"]
+    run = 3 * 8 * 31  # tokens that a model predicts
+    assert cost["tokens"] == 2 * run
+    assert cost["plain_runs"] == pytest.approx(7 / 3)  # reference, its scores, proxy
+    assert cost["check"]["tokens"] == 4 * 2 * run
+
+
+def test_on_a_tie_the_simple_mix_may_be_the_answer(path, solved):
+    # Three steps tell nothing apart.
+    assert solved["answer"] == "doremi" and solved["check"]["verdict"]["as_good"]
+    found = pipeline.solve_weights(load(path, ["solve.check.on_tie=simple"])).manifest
+    first = found["check"]["verdict"]["as_good"][0]
+    assert found["answer"] == first
+    weights = {name: entry["weight"] for name, entry in found["domains"].items()}
+    assert weights == found["baselines"][first]
+    assert found["not_taken"] == solved["domains"]
+
+
+def test_a_check_that_is_not_wanted_trains_nothing(path):
+    found = pipeline.solve_weights(load(path, ["solve.check=false"])).manifest
+    assert found["check"] is None and "check" not in found["cost"]
+
+
+def test_methods_that_train_nothing_are_not_checked(path):
+    found = pipeline.solve_weights(load(path, ["solve.method=temperature"])).manifest
+    assert found["check"] is None and found["doubts"] == []
+    assert found["cost"] == {"tokens": 0, "flops": 0.0}
+
+
+@pytest.mark.parametrize("method", ["mixmin", "skill_it", "aioli"])
+def test_methods_of_many_models_solve(method, path):
+    words = [f"solve.method={method}", "solve.check=false", "solve.proxy.steps=20"]
+    if method == "aioli":
+        words += ["solve.aioli.rounds=2", "solve.aioli.sweeps=1"]
+    found = pipeline.solve_weights(load(path, words)).manifest
+    weights = [entry["weight"] for entry in found["domains"].values()]
+    assert sum(weights) == pytest.approx(1) and min(weights) >= 0
+    for entry in found["domains"].values():
+        assert entry["low"] <= entry["weight"] + 1e-12
+        assert entry["high"] >= entry["weight"] - 1e-12
+    run = 20 * 8 * 31
+    assert found["cost"]["tokens"] == {"mixmin": 3, "skill_it": 4, "aioli": 1}[method] * run
+    if method != "mixmin":
+        assert found["schedule"][-1]["until"] == 1

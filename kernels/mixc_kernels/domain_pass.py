@@ -126,21 +126,17 @@ class DomainPass:
         block = count if want.keep else max(1, room)
         grad = torch.empty(count, width, dtype=wide(p), device=p.device)
         for first in range(0, count, block):
-            size = min(block, count - first)
-            out = self._zeros(p, domains, size, width)
+            mine = slice(first, min(first + block, count))
+            out = self._zeros(p, domains, mine.stop - first, width)
             for part in parts:
                 part.add(out, first)
             add_ranks(out, want.group)
             if want.products:
-                self._multiply(
-                    p,
-                    out,
-                    slice(first, first + size) if rows is None else rows[first : first + size],
-                )
+                self._multiply(p, out, mine if rows is None else rows[mine])
             if want.keep:
                 self._kept[p] = out, rows
             if want.weights is not None:
-                grad[first : first + size] = _mixed(out, want.weights)
+                grad[mine] = _mixed(out, want.weights)
         if want.weights is not None:
             self.grads[p] = _laid(grad, rows, p)
 

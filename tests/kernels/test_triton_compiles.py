@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-MODULES = ("domain_reduce_triton", "linear_ce_score_triton")
+MODULES = ("domain_reduce_triton", "linear_ce_score_triton", "linear_ce_triton")
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10}
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 # Named, as its default changes between versions of Triton, and bits with it.
 _FUSED = {"enable_fp_fusion": True}
-# Wider tiles read less from the L2 cache, but Triton 3.9 then spills registers.
+# Wider tiles would read less from the L2 cache, but spill registers.
 _HALF = {"BN": 128, "BV": 128, "BD": 64, "num_warps": 8, "num_stages": 3, **_FUSED}
 # Without tensor cores, which would round float32 to 10 bits.
-_FLOAT = {"BN": 64, "BV": 64, "BD": 32, "num_warps": 4, "num_stages": 3, **_FUSED}
+_FLOAT = {"BN": 128, "BV": 64, "BD": 32, "num_warps": 8, "num_stages": 3, **_FUSED}
 # The interpreter's cost is in the number of tiles, not in their size.
 _INTERPRETED = {"BN": 256, "BV": 1024, "BD": 128, **_FUSED}
 _JOIN = {"BLOCK": 128, "num_warps": 4, **_FUSED}
@@ -35,12 +35,12 @@ def _score_spans(
     totals: tl.tensor,
     picks: tl.tensor,
     tokens: tl.tensor,
-    dim: tl.tensor,
     vocab: tl.tensor,
     hidden_stride: tl.tensor,
     weight_stride: tl.tensor,
-    span: tl.tensor,
     softcap: tl.tensor,
+    DIM: tl.constexpr,
+    SPAN: tl.constexpr,
     CAPPED: tl.constexpr,
     UPCAST: tl.constexpr,
     BN: tl.constexpr,
@@ -57,15 +57,16 @@ def _score_spans(
     peak = tl.full([BN], float("-inf"), tl.float32)
     total = tl.zeros([BN], tl.float32)
     pick = tl.zeros([BN], tl.float32)
-    first = tl.program_id(1) * span
-    for begin in range(first, tl.minimum(first + span, vocab), BV):
+    begin = tl.program_id(1) * SPAN
+    end = tl.minimum(begin + SPAN, vocab)
+    while begin < end:  # Triton 3.6 cannot interpret a range of tensors on new numpy
         column = begin + tl.arange(0, BV)
         inside = tl.minimum(column, vocab - 1).to(tl.int64)
         w_at = weight + inside[None, :] * weight_stride + depth[:, None]
         logits = tl.zeros([BN, BV], tl.float32)
-        for done in range(0, dim, BD):
-            x = tl.load(x_at + done, mask=depth[None, :] < dim - done, other=0.0)
-            w = tl.load(w_at + done, mask=depth[:, None] < dim - done, other=0.0)
+        for done in range(0, DIM, BD):
+            x = tl.load(x_at + done, mask=depth[None, :] < DIM - done, other=0.0)
+            w = tl.load(w_at + done, mask=depth[:, None] < DIM - done, other=0.0)
             if UPCAST:
                 x = x.to(tl.float32)
                 w = w.to(tl.float32)
@@ -77,6 +78,7 @@ def _score_spans(
         higher = tl.maximum(peak, tl.max(logits, 1))
         total = total * tl.exp(peak - higher) + tl.sum(tl.exp(logits - higher[:, None]), 1)
         peak = higher
+        begin += BV
     to = tl.program_id(1).to(tl.int64) * tokens + row
     tl.store(peaks + to, peak, mask=row < tokens)
     tl.store(totals + to, total, mask=row < tokens)
@@ -92,8 +94,8 @@ def _join_spans(
     loss: tl.tensor,
     tokens: tl.tensor,
     vocab: tl.tensor,
-    spans: tl.tensor,
     ignore_index: tl.tensor,
+    SPANS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -102,7 +104,7 @@ def _join_spans(
     total = tl.zeros([BLOCK], tl.float32)
     pick = tl.zeros([BLOCK], tl.float32)
     at = row
-    for _ in range(spans):
+    for _ in range(SPANS):
         top = tl.load(peaks + at, mask=here, other=0.0)
         higher = tl.maximum(peak, top)
         total = total * tl.exp(peak - higher)
@@ -144,12 +146,12 @@ def score(
         launch = _INTERPRETED
     with torch.cuda.device(hidden.get_device()):
         _score_spans[triton.cdiv(tokens, launch["BN"]), spans](
-            hidden, weight, target, *parts, tokens, dim, vocab, hidden.stride(0), weight.stride(0),
-            span, 1.0 if softcap is None else softcap, CAPPED=softcap is not None,
+            hidden, weight, target, *parts, tokens, vocab, hidden.stride(0), weight.stride(0),
+            1.0 if softcap is None else softcap, DIM=dim, SPAN=span, CAPPED=softcap is not None,
             UPCAST=interpreted, **launch,
         )  # fmt: skip
         _join_spans[(triton.cdiv(tokens, _JOIN["BLOCK"]),)](
-            target, *parts, loss, tokens, vocab, spans, ignore_index, **_JOIN
+            target, *parts, loss, tokens, vocab, ignore_index, SPANS=spans, **_JOIN
         )
     return loss
 
@@ -161,21 +163,23 @@ def _compiled(dtype: str, capped: bool) -> tuple[Any, dict[str, str], dict[str, 
         "target": "*i64:16",
         **dict.fromkeys(("peaks", "totals", "picks"), "*fp32:16"),
         **dict.fromkeys(("tokens", "vocab"), "i32"),
-        **dict.fromkeys(("dim", "hidden_stride", "weight_stride", "span"), "i32:16"),
+        **dict.fromkeys(("hidden_stride", "weight_stride"), "i32:16"),
         "softcap": "fp32",
-        **dict.fromkeys(("CAPPED", "UPCAST", "BN", "BV", "BD"), "constexpr"),
+        **dict.fromkeys(("DIM", "SPAN", "CAPPED", "UPCAST", "BN", "BV", "BD"), "constexpr"),
     }
     launch = _FLOAT if dtype == "fp32" else _HALF
-    return _score_spans, signature, {"CAPPED": capped, "UPCAST": False, **launch}
+    model = {"DIM": 768, "SPAN": 4096, "CAPPED": capped, "UPCAST": False}
+    return _score_spans, signature, {**model, **launch}
 
 
 _JOINED = {
     **dict.fromkeys(("peaks", "totals", "picks", "loss"), "*fp32:16"),
-    **dict.fromkeys(("tokens", "vocab", "spans", "ignore_index"), "i32"),
+    **dict.fromkeys(("tokens", "vocab", "ignore_index"), "i32"),
+    "SPANS": "constexpr",
     "BLOCK": "constexpr",
 }
 # What is launched, for tests that compile without a GPU.
 COMPILED = [
     *(_compiled(dtype, capped) for dtype in ("bf16", "fp16", "fp32") for capped in (False, True)),
-    (_join_spans, {"target": "*i64:16", **_JOINED}, _JOIN),
+    (_join_spans, {"target": "*i64:16", **_JOINED}, {"SPANS": 13, **_JOIN}),
 ]

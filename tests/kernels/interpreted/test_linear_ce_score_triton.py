@@ -33,6 +33,14 @@ def test_tails(N, V):
     torch.testing.assert_close(got.double(), wanted, rtol=1e-6, atol=1e-5)
 
 
+def test_a_loss_does_not_depend_on_the_other_tokens():
+    hidden, weight, target = case(300, 40, 2100, torch.float32)
+    whole = score(hidden, weight, target, None, -100, SPAN)
+    for part in (slice(0, 1), slice(50, 70), slice(250, 300)):
+        got = score(hidden[part], weight, target[part], None, -100, SPAN)
+        assert torch.equal(got, whole[part])
+
+
 def test_what_lies_around_the_inputs_is_not_read():
     hidden, weight, target = case(65, 40, 1100, torch.float32)
     wanted = score(hidden, weight, target, None, -100, SPAN)

@@ -23,6 +23,7 @@ from torch import Tensor
 from mixc_kernels.linear_ce_ops import linear_ce, linear_ce_weighted
 from mixc_kernels.linear_ce_torch import Terms, exact, linear_ce_reference
 
+_TRITON = find_spec("triton") is not None
 MODES = ("auto", "hybrid", "store", "vocab", "naive")
 
 
@@ -139,7 +140,7 @@ def _token_weight(
 
 def _pick(mode: str, hidden: Tensor, weight: Tensor, weighted: bool, budget: int) -> str:
     if mode == "auto":
-        if not hidden.is_cuda or find_spec("triton") is None:
+        if not hidden.is_cuda or not _TRITON:
             return "vocab"
         mode = "hybrid" if weighted else "store"
         if len(hidden) * len(weight) * exact(hidden.dtype).itemsize > budget:

@@ -101,7 +101,8 @@ def solve(problem: Problem, options: Options) -> Solution:
     """Train one model with the weighted gradient, and average alpha over the steps.
 
     The interval of each weight is a block bootstrap over the steps of this one run. Errors: MX050
-    when the model diverges, MX051 when a batch has no row of some domain.
+    when the model diverges, MX007 when a batch is too small for `official`, MX008 and MX009 as in
+    `roles`.
     """
     from mixc.proxy.train import peak_rate, rate_at
 
@@ -170,10 +171,10 @@ class Slots:
     def of(self, domain: Index, step: int) -> Index:
         """The slot of each row of a step's batch, int64[B], of the rows' domains, int64[B]."""
         count = len(self.domains)
-        if self.count == 2 * count and self.options.variant == "paper":
-            return split_halves(domain, count)
         if self.count == count:
             return domain
+        if self.options.variant == "paper":
+            return split_halves(domain, count)
         lot = self._lots(domain, step)
         wanted = min(max(1, round(len(domain) / (count + 1))), int(np.isfinite(lot).sum()))
         slot = domain.copy()

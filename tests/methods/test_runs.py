@@ -1,5 +1,8 @@
 """Every method that trains, on a tiny store: its answer, its files, and a run that is killed."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +15,7 @@ from mixc.recipe import load
 from mixc.rows.weights import read_weights
 from mixc.solve.stage import make_problem, run_method
 from mixc.tokenize.stage import tokenize
+from mixc.verify import verify
 
 STEPS, NAMES = 3, ["code", "prose", "web"]
 CORPUS = random_corpus(6, {"code": (30, 25), "prose": (30, 40), "web": (40, 15)})
@@ -121,6 +125,11 @@ def test_t14_the_order_of_domains_in_the_recipe_changes_nothing(store, tmp_path)
         assert np.array_equal(found.weights, same.weights)
 
 
+def test_the_options_of_all_methods_are_read_without_torch():
+    code = "import sys, mixc.recipe as r; r.recipe_model(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 # ---- what stands in weights.json, and what builds make of it ----
 
 
@@ -149,6 +158,7 @@ def test_documents_weights_go_into_the_mixture(store):
     with_them = load(path, ["solve.method=ir_dro", *given, "mixture.document_weights=solved"])
     mixture = pipeline.build_mixture(with_them, workers=1)
     assert "document_weights" in mixture.manifest
+    verify(mixture.root)
     # A file that is damaged makes the weights stale.
     file.write_bytes(b"PAR1")
     with pytest.raises(MixcError) as raised:

@@ -115,6 +115,17 @@ def check_answer(found, options):
         assert (found.weights[:2] > 0).all()
 
 
+def test_rounds_of_doremi_end_when_the_answer_stands(store):
+    path, opened = store
+    one = solved(path, opened, "doremi", {"rounds": 3, "tolerance": 1.0})
+    two = solved(path, opened, "doremi", {"rounds": 2, "tolerance": 1e-9})
+    assert len(one.trajectory["alpha"]) == STEPS
+    assert len(two.trajectory["alpha"]) == 2 * STEPS
+    assert (two.tokens, two.flops) == (2 * one.tokens, pytest.approx(2 * one.flops))
+    assert np.array_equal(two.trajectory["alpha"][:STEPS], one.trajectory["alpha"])
+    assert two.weights == pytest.approx(two.trajectory["alpha"][STEPS:].mean(axis=0))
+
+
 def test_t14_the_order_of_domains_in_the_recipe_changes_nothing(store, tmp_path):
     path, opened = store
     turned = {name: CORPUS[name] for name in reversed(CORPUS)}

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 Gram = NDArray[np.float64]
 Index = NDArray[np.int64]
 
-_PAPERS_RATE = 5e-4
+_AUTHORS_RATE = 5e-4
 _LEAST, _MOST = 0.0, 5.0  # the released code's bounds of scores, in learning rates
 
 
@@ -73,8 +73,8 @@ class Options(Strict):
     mu: float | None = Field(
         default=None,
         gt=0,
-        description="damping of the domain weights; default: 100 peak learning rates, of the "
-        "official variant without target 20",
+        description="damping of the domain weights; default: 100 peak learning rates for each "
+        "target; official: 100 in all, without target 20",
     )
     target: tuple[str, ...] = Field(
         default=(),
@@ -217,7 +217,8 @@ def mirror_descent(
 ) -> Weigh:
     """The step of alpha, which is recorded, and the weights of the slots' gradients by it."""
     count = len(who.trained)
-    even, mu = who.trained / who.trained.sum(), damping(options, peak)
+    even = who.trained / who.trained.sum()
+    mu = damping(options, peak, int(who.target.sum()))
 
     def weigh(step: int, gram: DomainGram, slot: Index) -> Weights:
         alpha = records["alpha"][step - 1] if step else even
@@ -241,12 +242,18 @@ def mirror_descent(
     return weigh
 
 
-def damping(options: Options, peak: float) -> float:
-    """mu: as given, or so many peak learning rates as in the paper's runs, whose peak is 5e-4."""
+def damping(options: Options, peak: float, targets: int) -> float:
+    """mu: as given, or so many peak learning rates as in the authors' runs, whose peak is 5e-4.
+
+    Those were of the released code. The paper's W is a sum over targets, not scaled by the norm of
+    gradients, so that each target has its share of damping there.
+    """
     if options.mu is not None:
         return options.mu
-    mu = 0.01 if options.variant == "official" and not options.target else 0.05
-    return mu * peak / _PAPERS_RATE
+    rates = peak / _AUTHORS_RATE
+    if options.variant == "paper":
+        return 0.05 * rates * targets
+    return (0.05 if options.target else 0.01) * rates
 
 
 def alignment(products: Gram, target: NDArray[np.bool_]) -> Weights:

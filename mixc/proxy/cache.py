@@ -31,7 +31,9 @@ def keep(folder: Path, key: dict[str, Any], table: pa.RecordBatch) -> None:
     unnamed = place / f"{os.getpid()}.unnamed"  # no other process's, and no table yet
     with commit.create(unnamed) as file, commit.arrow_file(file, table.schema) as writer:
         writer.write_batch(table)
-    commit.rename(unnamed, place / f"{file.record('').xxh3}.arrow")
+    path = place / f"{file.record('').xxh3}.arrow"
+    commit.rename(unnamed, path)
+    return _mapped(path)
 
 
 def kept(folder: Path, key: dict[str, Any]) -> Iterator[pa.RecordBatch]:
@@ -52,6 +54,10 @@ def kept(folder: Path, key: dict[str, Any]) -> Iterator[pa.RecordBatch]:
 
 def _open(path: Path) -> pa.RecordBatch | None:
     try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        return _mapped(path)
     except (pa.ArrowException, OSError):
         return None
+
+
+def _mapped(path: Path) -> pa.RecordBatch:
+    return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)

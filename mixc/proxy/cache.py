@@ -22,10 +22,13 @@ from mixc.store.hashes import canonical, hash_file, key_of
 _KEY = b"mixc.key"
 
 
-def keep(folder: Path, key: dict[str, Any], table: pa.RecordBatch) -> None:
-    """Add a table to those of a key (plain data). Of several ranks the first writes."""
+def keep(folder: Path, key: dict[str, Any], table: pa.RecordBatch) -> pa.RecordBatch:
+    """Add a table to those of a key (plain data), and give it back as it is mapped from disk.
+
+    Of several ranks the first writes, and the others get back what they gave.
+    """
     if not ranks.first():
-        return
+        return table
     table = table.replace_schema_metadata({_KEY: canonical(key)})
     place = folder / key_of(key)
     unnamed = place / f"{os.getpid()}.unnamed"  # no other process's, and no table yet

@@ -218,7 +218,7 @@ def solve_weights(recipe: Path, overrides: tuple[str, ...], as_json: bool, **run
     from mixc import pipeline
 
     solved = pipeline.solve_weights(_load(recipe, overrides), _running(**running))
-    if os.environ.get("RANK", "0") == "0":
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ["RANK"] == "0":
         _give_weights(solved, as_json)
 
 

@@ -20,7 +20,8 @@ def combine(solutions: Sequence[Solution]) -> Solution:
     """The mean of the seeds' weights; costs are summed, losses averaged.
 
     An interval reaches from the lowest end of the seeds' own to the highest, and so holds what
-    they say about batches as well as how far they lie apart. Trajectories stay with the seeds.
+    they say about batches as well as how far they lie apart. The weights
+    of stages and of documents are means too. Trajectories stay with the seeds.
     """
     if len(solutions) == 1:
         return solutions[0]

@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from mixc.errors import MixcError
-from mixc.proxy.device import deterministic, pick_device
+from mixc.proxy import device
+from mixc.proxy.device import (
+    computing_in,
+    deterministic,
+    pick_device,
+    pick_precision,
+    shall_compile,
+)
 
 
 def test_settings_of_torch_are_put_back():
@@ -28,3 +35,43 @@ def test_devices(monkeypatch):
     assert caught.value.code == "MX007"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")
+
+
+def test_bf16_is_refused_where_a_cpu_would_imitate_it(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(device, "_cpu_flags", lambda: {"avx2", "fma"})
+    assert pick_precision("auto", cpu) == pick_precision("fp32", cpu) == torch.float32
+    with pytest.raises(MixcError, match="none of amx_bf16, avx512_bf16") as caught:
+        pick_precision("bf16", cpu)
+    assert caught.value.code == "MX007"
+    monkeypatch.setattr(device, "_cpu_flags", lambda: {"avx512_bf16"})
+    assert pick_precision("bf16", cpu) == torch.bfloat16
+    assert pick_precision("auto", cpu) == torch.float32
+
+
+@pytest.mark.parametrize(("name", "there"), [("auto", True), ("auto", False), ("bf16", False)])
+def test_bf16_on_cuda_where_it_is(monkeypatch, name, there):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: there)
+    if name == "bf16":
+        with pytest.raises(MixcError, match="too old"):
+            pick_precision(name, torch.device("cuda"))
+    else:
+        expected = torch.bfloat16 if there else torch.float32
+        assert pick_precision(name, torch.device("cuda")) == expected
+
+
+def test_autocast_makes_products_alone_lower():
+    a = torch.ones(4, 4)
+    with computing_in(torch.bfloat16, torch.device("cpu")):
+        assert (a @ a).dtype == torch.bfloat16
+        assert (a + a).dtype == torch.float32
+    with computing_in(torch.float32, torch.device("cpu")):
+        assert (a @ a).dtype == torch.float32
+
+
+def test_models_are_compiled_where_it_pays():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [shall_compile("auto", cuda, steps) for steps in (10, 10_000)] == [False, True]
+    assert not shall_compile("auto", cpu, 10_000)
+    assert shall_compile(True, cpu, 1)
+    assert not shall_compile(False, cuda, 10_000)

@@ -4,28 +4,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from proxy_helpers import LENGTH, OPTIONS, VOCAB, batches, chain, same_weights
 
 from mixc.errors import MixcError
+from mixc.proxy import device
 from mixc.proxy.evaluate import stream_losses
 from mixc.proxy.model import Model
 from mixc.proxy.presets import Shape, flops_per_token
 from mixc.proxy.train import (
     Batch,
-    TrainOptions,
+    batch_losses,
     mean_loss,
     rate_at,
     train,
     weighted_loss,
-)
-
-VOCAB, LENGTH = 32, 32
-OPTIONS = TrainOptions(
-    shape=Shape(layers=2, width=32, heads=2, hidden=96),
-    vocab_size=VOCAB,
-    seq_len=LENGTH,
-    steps=8,
-    learning_rate=1e-2,
-    device="cpu",
 )
 
 
@@ -35,26 +27,6 @@ def _one_thread():
     torch.set_num_threads(1)  # tiny products: threads only get in each other's way
     yield
     torch.set_num_threads(threads)
-
-
-def chain(rows, length, rng):
-    """A Markov chain with two equally likely successors a state: log 2 nats a token."""
-    step = np.array([3, 7])
-    tokens = np.empty((rows, length), dtype=np.int64)
-    tokens[:, 0] = rng.integers(VOCAB, size=rows)
-    for t in range(1, length):
-        tokens[:, t] = (5 * tokens[:, t - 1] + step[rng.integers(2, size=rows)]) % VOCAB
-    return tokens
-
-
-def batches(step):
-    rng = np.random.default_rng((1, step))
-    return Batch(chain(16, LENGTH + 1, rng), np.zeros(16, dtype=np.int64))
-
-
-def same_weights(a, b):
-    a, b = a.state_dict(), b.state_dict()
-    return all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_training_reaches_the_entropy_of_a_chain():
@@ -147,3 +119,30 @@ def test_weighted_loss_is_the_weighted_sum_of_domain_means():
     assert loss.item() == pytest.approx(0.5 * 4.0 + 0.2 * 4.0)
     loss.backward()
     assert losses.grad[:, 0].tolist() == pytest.approx([0.05, 0.25, 0.05])
+
+
+def test_a_loss_far_above_that_of_knowing_nothing_is_divergence():
+    with pytest.raises(MixcError, match="the loss is") as caught:
+        train(replace(OPTIONS, learning_rate=30.0, warmup=0.0), batches, mean_loss)
+    assert caught.value.code == "MX050"
+
+
+def test_bf16_follows_fp32(monkeypatch):
+    monkeypatch.setattr(device, "_cpu_flags", lambda: {"avx512_bf16"})
+    plain = train(OPTIONS, batches, mean_loss)
+    coarse = train(replace(OPTIONS, precision="bf16"), batches, mean_loss)
+    assert not same_weights(plain.model, coarse.model)
+    assert coarse.losses == pytest.approx(plain.losses, rel=0.02)
+    assert all(weight.dtype == torch.float32 for weight in coarse.model.parameters())
+
+
+def test_a_backward_takes_the_objectives_place():
+    def backward(state, batch):
+        losses = batch_losses(state.model, batch)
+        losses.mean().backward()
+        return losses.detach()
+
+    plain = train(OPTIONS, batches, mean_loss)
+    other = train(OPTIONS, batches, mean_loss, backward=backward)
+    assert same_weights(plain.model, other.model)
+    assert np.array_equal(plain.losses, other.losses)

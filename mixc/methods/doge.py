@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 Gram = NDArray[np.float64]
 Index = NDArray[np.int64]
 
-_PAPERS_RATE = 5e-4
+_AUTHORS_RATE = 5e-4
 _LEAST, _MOST = 0.0, 5.0  # the released code's bounds of scores, in learning rates
 
 
@@ -73,8 +73,8 @@ class Options(Strict):
     mu: float | None = Field(
         default=None,
         gt=0,
-        description="damping of the domain weights; default: 100 peak learning rates, of the "
-        "official variant without target 20",
+        description="damping of the domain weights; default: 100 peak learning rates for each "
+        "target; official: 100 in all, without target 20",
     )
     target: tuple[str, ...] = Field(
         default=(),
@@ -101,7 +101,8 @@ def solve(problem: Problem, options: Options) -> Solution:
     """Train one model with the weighted gradient, and average alpha over the steps.
 
     The interval of each weight is a block bootstrap over the steps of this one run. Errors: MX050
-    when the model diverges, MX051 when a batch has no row of some domain.
+    when the model diverges, MX007 when a batch is too small for `official`, MX008 and MX009 as in
+    `roles`.
     """
     from mixc.proxy.train import peak_rate, rate_at
 
@@ -170,10 +171,10 @@ class Slots:
     def of(self, domain: Index, step: int) -> Index:
         """The slot of each row of a step's batch, int64[B], of the rows' domains, int64[B]."""
         count = len(self.domains)
-        if self.count == 2 * count and self.options.variant == "paper":
-            return split_halves(domain, count)
         if self.count == count:
             return domain
+        if self.options.variant == "paper":
+            return split_halves(domain, count)
         lot = self._lots(domain, step)
         wanted = min(max(1, round(len(domain) / (count + 1))), int(np.isfinite(lot).sum()))
         slot = domain.copy()
@@ -216,7 +217,8 @@ def mirror_descent(
 ) -> Weigh:
     """The step of alpha, which is recorded, and the weights of the slots' gradients by it."""
     count = len(who.trained)
-    even, mu = who.trained / who.trained.sum(), damping(options, peak)
+    even = who.trained / who.trained.sum()
+    mu = damping(options, peak, int(who.target.sum()))
 
     def weigh(step: int, gram: DomainGram, slot: Index) -> Weights:
         alpha = records["alpha"][step - 1] if step else even
@@ -240,12 +242,18 @@ def mirror_descent(
     return weigh
 
 
-def damping(options: Options, peak: float) -> float:
-    """mu: as given, or so many peak learning rates as in the paper's runs, whose peak is 5e-4."""
+def damping(options: Options, peak: float, targets: int) -> float:
+    """mu: as given, or so many peak learning rates as in the authors' runs, whose peak is 5e-4.
+
+    Those were of the released code. The paper's W is a sum over targets, not scaled by the norm of
+    gradients, so that each target has its share of damping there.
+    """
     if options.mu is not None:
         return options.mu
-    mu = 0.01 if options.variant == "official" and not options.target else 0.05
-    return mu * peak / _PAPERS_RATE
+    rates = peak / _AUTHORS_RATE
+    if options.variant == "paper":
+        return 0.05 * rates * targets
+    return (0.05 if options.target else 0.01) * rates
 
 
 def alignment(products: Gram, target: NDArray[np.bool_]) -> Weights:

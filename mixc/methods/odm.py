@@ -20,8 +20,8 @@ of a batch, not one domain at a time, give the reward of a step.
 
 The reward is a loss, so what cannot be learnt keeps its weight.
 
-The answer is a schedule of the policy's means over equal parts of the run, and, where one mix is
-wanted, its mean after the warm-up. Cost: one training run, 3 forward passes a token.
+The answer is a schedule, the policy's means over equal parts of the run after the warm-up, and,
+where one mix is wanted, the mean of them all. Cost: one training run, 3 forward passes a token.
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ def solve(problem: Problem, options: Options) -> Solution:
     weights = policy(options, records, initial)
     objective = bandit(options, records, weights)
     trained = lab.train("odm", lab.scheduled_batches(weights), objective, records=records)
-    after = records["alpha"][warm_steps(options, steps) :]
+    after = records["alpha"][min(warm_steps(options, steps), steps - 1) :]
     mean = after.mean(axis=0)
     low, high = block_bootstrap(after, seed=problem.seed)
     return Solution(
         weights=mean,
         low=np.minimum(low, mean),
         high=np.maximum(high, mean),
-        schedule=compile_stages(records["alpha"], options.stages),
+        schedule=compile_stages(after, options.stages),
         trajectory={**records, "loss": trained.losses},
         bits_per_byte={"odm": lab.bits_per_byte(trained.model)},
         tokens=trained.tokens,

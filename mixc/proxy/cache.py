@@ -22,16 +22,21 @@ from mixc.store.hashes import canonical, hash_file, key_of
 _KEY = b"mixc.key"
 
 
-def keep(folder: Path, key: dict[str, Any], table: pa.RecordBatch) -> None:
-    """Add a table to those of a key (plain data). Of several ranks the first writes."""
+def keep(folder: Path, key: dict[str, Any], table: pa.RecordBatch) -> pa.RecordBatch:
+    """Add a table to those of a key (plain data), and give it back as it is mapped from disk.
+
+    Of several ranks the first writes, and the others get back what they gave.
+    """
     if not ranks.first():
-        return
+        return table
     table = table.replace_schema_metadata({_KEY: canonical(key)})
     place = folder / key_of(key)
     unnamed = place / f"{os.getpid()}.unnamed"  # no other process's, and no table yet
     with commit.create(unnamed) as file, commit.arrow_file(file, table.schema) as writer:
         writer.write_batch(table)
-    commit.rename(unnamed, place / f"{file.record('').xxh3}.arrow")
+    path = place / f"{file.record('').xxh3}.arrow"
+    commit.rename(unnamed, path)
+    return _mapped(path)
 
 
 def kept(folder: Path, key: dict[str, Any]) -> Iterator[pa.RecordBatch]:
@@ -52,6 +57,10 @@ def kept(folder: Path, key: dict[str, Any]) -> Iterator[pa.RecordBatch]:
 
 def _open(path: Path) -> pa.RecordBatch | None:
     try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        return _mapped(path)
     except (pa.ArrowException, OSError):
         return None
+
+
+def _mapped(path: Path) -> pa.RecordBatch:
+    return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)

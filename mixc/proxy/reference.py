@@ -125,8 +125,7 @@ class _Known:
         losses = np.stack(list(self._waiting.values()))
         values = pa.FixedSizeListArray.from_arrays(column(losses.ravel()), losses.shape[1])
         table = pa.RecordBatch.from_arrays([column(ids), values], ["row", "losses"])
-        cache.keep(self._folder, self._key, table)
-        self._open(table)
+        self._open(cache.keep(self._folder, self._key, table))  # its memory is the system's
         self._waiting = {}
 
     def _open(self, table: pa.RecordBatch) -> None:

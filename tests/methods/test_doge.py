@@ -15,6 +15,7 @@ from mixc.methods.doge import (
     Slots,
     aligned,
     alignment,
+    damping,
     mirror_descent,
     new_records,
     official_alignment,
@@ -111,6 +112,20 @@ def test_the_official_steps_are_bounded():
     assert alpha[0] / alpha[1] == pytest.approx(np.exp(0.25))
     assert alpha[1] == alpha[2]
     assert weights.tolist() == [*alpha.tolist(), 0.0]  # the target's rows train nothing
+
+
+def test_damping_goes_with_the_learning_rate():
+    found = [
+        damping(options, 5e-4, targets=3)
+        for options in (
+            Options(),
+            Options(variant="official"),
+            Options(variant="official", target=("a",)),
+            Options(mu=0.2),
+        )
+    ]
+    assert found == pytest.approx([0.15, 0.01, 0.05, 0.2])
+    assert damping(Options(), 3e-3, targets=1) == pytest.approx(0.3)
 
 
 def test_the_official_variant_needs_rows_of_every_domain():

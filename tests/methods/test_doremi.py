@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -199,11 +197,6 @@ def test_options_are_checked():
     for options in bad:
         with pytest.raises(ValidationError):
             Options(**options)
-
-
-def test_the_options_are_read_without_torch():
-    code = "import sys, mixc.methods.doremi; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # ---- T2: unigram domains, each with a posterior mean of its own (the paper's appendix D) ----

@@ -1,5 +1,8 @@
 """Every method that trains, on a tiny store: its answer, its files, and a run that is killed."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +15,7 @@ from mixc.recipe import load
 from mixc.rows.weights import read_weights
 from mixc.solve.stage import make_problem, run_method
 from mixc.tokenize.stage import tokenize
+from mixc.verify import verify
 
 STEPS, NAMES = 3, ["code", "prose", "web"]
 CORPUS = random_corpus(6, {"code": (30, 25), "prose": (30, 40), "web": (40, 15)})
@@ -111,6 +115,17 @@ def check_answer(found, options):
         assert (found.weights[:2] > 0).all()
 
 
+def test_rounds_of_doremi_end_when_the_answer_stands(store):
+    path, opened = store
+    one = solved(path, opened, "doremi", {"rounds": 3, "tolerance": 1.0})
+    two = solved(path, opened, "doremi", {"rounds": 2, "tolerance": 1e-9})
+    assert len(one.trajectory["alpha"]) == STEPS
+    assert len(two.trajectory["alpha"]) == 2 * STEPS
+    assert (two.tokens, two.flops) == (2 * one.tokens, pytest.approx(2 * one.flops))
+    assert np.array_equal(two.trajectory["alpha"][:STEPS], one.trajectory["alpha"])
+    assert two.weights == pytest.approx(two.trajectory["alpha"][STEPS:].mean(axis=0))
+
+
 def test_t14_the_order_of_domains_in_the_recipe_changes_nothing(store, tmp_path):
     path, opened = store
     turned = {name: CORPUS[name] for name in reversed(CORPUS)}
@@ -121,20 +136,22 @@ def test_t14_the_order_of_domains_in_the_recipe_changes_nothing(store, tmp_path)
         assert np.array_equal(found.weights, same.weights)
 
 
+def test_the_options_of_all_methods_are_read_without_torch():
+    code = "import sys, mixc.recipe as r; r.recipe_model(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 # ---- what stands in weights.json, and what builds make of it ----
 
 
 def test_odm_writes_its_schedule(store):
-    path, opened = store
+    path, _ = store
     recipe = recipe_of(path, "odm", {"warmup": 0.4, "stages": 3})
-    schedule = pipeline.solve_weights(recipe).manifest["schedule"]
-    assert [stage["until"] for stage in schedule] == pytest.approx([1 / 3, 2 / 3, 1])
-    for stage in schedule:
-        assert list(stage["weights"]) == NAMES
-        assert sum(stage["weights"].values()) == pytest.approx(1)
-    natural = {n: opened.domains[n].training_tokens for n in NAMES}
-    first = {n: tokens / sum(natural.values()) for n, tokens in natural.items()}
-    assert schedule[0]["weights"] == pytest.approx(first)  # the warm-up's one step
+    weights = pipeline.solve_weights(recipe)
+    schedule = weights.manifest["schedule"]
+    assert [stage["until"] for stage in schedule] == [0.5, 1.0]  # two steps after the warm-up
+    for name, weight in weights.weights.items():
+        assert np.mean([stage["weights"][name] for stage in schedule]) == pytest.approx(weight)
 
 
 def test_documents_weights_go_into_the_mixture(store):
@@ -152,6 +169,7 @@ def test_documents_weights_go_into_the_mixture(store):
     with_them = load(path, ["solve.method=ir_dro", *given, "mixture.document_weights=solved"])
     mixture = pipeline.build_mixture(with_them, workers=1)
     assert "document_weights" in mixture.manifest
+    verify(mixture.root)
     # A file that is damaged makes the weights stale.
     file.write_bytes(b"PAR1")
     with pytest.raises(MixcError) as raised:

@@ -7,10 +7,14 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from build_helpers import random_corpus, write_corpus
 
 from mixc.recipe import load
+from mixc.solve.stage import find
+from mixc.solve.trainer import Running
+from mixc.store.store import open_store
 from mixc.tokenize.stage import tokenize
 
 STEPS = 8
@@ -50,8 +54,8 @@ def solved(tmp_path_factory):
     tokenize(load(recipe), workers=1)
     process = start(recipe, recipe.parent / "whole.jsonl")
     assert process.wait() == 0, process.stderr.read()
-    steps = [(name, step) for name in ("reference", "proxy") for step in range(STEPS)]
-    assert seen(recipe.parent / "whole.jsonl") == steps
+    told = seen(recipe.parent / "whole.jsonl")
+    assert [step for _, step in told] == 2 * list(range(STEPS))  # the reference, then the proxy
     return recipe, outputs(recipe.parent / "out")
 
 
@@ -73,3 +77,27 @@ def test_sigkill(solved, tmp_path):
     assert not (out / ".mixc/weights.json/staging").exists()
     # A kill makes a step again, the one at which it struck, and no more.
     assert len(seen(events)) <= 2 * STEPS + len(moments)
+
+
+@pytest.mark.parametrize("method", ["doge", "odm"])
+@pytest.mark.parametrize("stop", [0, 3, STEPS - 1])
+def test_a_stopped_method_goes_on_to_the_same_answer(solved, tmp_path, method, stop):
+    recipe = load(solved[0], [f"solve.method={method}"])
+    store = open_store(recipe.workdir_path / "store")
+
+    def answer(running, staging):
+        return find(recipe, store, tmp_path / staging, running).answer
+
+    def stopping(event):
+        if event.step == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        answer(Running(0, (stopping,)), "stopped")
+    steps = []
+    resumed = answer(Running(0, (lambda event: steps.append(event.step),)), "stopped")
+    assert steps == list(range(stop, STEPS))
+    whole = answer(Running(), "whole")
+    assert np.array_equal(resumed.weights, whole.weights)
+    for name, values in whole.trajectory.items():
+        assert np.array_equal(resumed.trajectory[name], values), name

@@ -54,8 +54,9 @@ class DomainPass:
     ) -> None:
         self.grads: dict[nn.Parameter, Tensor] = {}
         self._groups, self._length, self._uses, self._want = groups, length, uses, want
-        self._products = np.zeros((len(groups.rows), len(groups.rows)))
-        self._squares = np.zeros(len(groups.rows))
+        # Of each block of a parameter; left where they are until the end, so that no GPU waits.
+        self._products: list[Tensor] = []
+        self._squares: list[Tensor] = []
         self._kept: dict[nn.Parameter, tuple[Tensor, Tensor | None]] = {}
         self._waiting: dict[nn.Parameter, list[Part]] = {}
         self._scratch: dict[tuple[torch.dtype, torch.device], Tensor] = {}
@@ -74,9 +75,12 @@ class DomainPass:
 
     def gram(self, tokens: NDArray[np.int64]) -> DomainGram:
         """The products that were found, of gradients that are means over so many tokens."""
-        products = (self._products + self._products.T) / 2
-        plain = self._want.precondition is None
-        return DomainGram(products, np.sqrt(np.diag(products) if plain else self._squares), tokens)
+        domains = len(self._groups.rows)
+        products, squares = np.zeros((domains, domains)), np.zeros(domains)
+        for one, square in zip(self._products, self._squares, strict=True):
+            products += one.cpu().numpy()
+            squares += square.cpu().numpy()
+        return DomainGram((products + products.T) / 2, np.sqrt(squares), tokens)
 
     def mix_kept(self, weights: NDArray[np.float64]) -> dict[nn.Parameter, Tensor]:
         """The sum over domains of weights[k] times the kept gradients."""
@@ -122,21 +126,17 @@ class DomainPass:
         block = count if want.keep else max(1, room)
         grad = torch.empty(count, width, dtype=wide(p), device=p.device)
         for first in range(0, count, block):
-            size = min(block, count - first)
-            out = self._zeros(p, domains, size, width)
+            mine = slice(first, min(first + block, count))
+            out = self._zeros(p, domains, mine.stop - first, width)
             for part in parts:
                 part.add(out, first)
             add_ranks(out, want.group)
             if want.products:
-                self._multiply(
-                    p,
-                    out,
-                    slice(first, first + size) if rows is None else rows[first : first + size],
-                )
+                self._multiply(p, out, mine if rows is None else rows[mine])
             if want.keep:
                 self._kept[p] = out, rows
             if want.weights is not None:
-                grad[first : first + size] = _mixed(out, want.weights)
+                grad[mine] = _mixed(out, want.weights)
         if want.weights is not None:
             self.grads[p] = _laid(grad, rows, p)
 
@@ -151,13 +151,16 @@ class DomainPass:
 
     def _multiply(self, p: nn.Parameter, out: Tensor, rows: Tensor | slice) -> None:
         """Add the products of gradients out [K, R, C] of these rows of p."""
-        flat = scaled = out.flatten(1)
-        if self._want.precondition is not None:
+        flat = out.flatten(1)
+        if self._want.precondition is None:
+            products = long_products(flat, flat)
+            squares = products.diagonal()
+        else:
             scale = self._want.precondition[p].detach().view(len(p), -1)[rows]
-            scaled = (out * scale.to(out)).flatten(1)
-            norms = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
-            self._squares += norms.square().cpu().numpy()
-        self._products += long_products(flat, scaled).cpu().numpy()
+            products = long_products(flat, (out * scale.to(out)).flatten(1))
+            squares = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64).square()
+        self._products.append(products)
+        self._squares.append(squares)
 
 
 def wide(p: Tensor) -> torch.dtype:

@@ -4,7 +4,8 @@ What the losses are: `linear_ce_torch`. Each token has an own loss and an own up
 that weights of domains may be chosen from the losses before the backward pass. Losses are float32,
 from float32 sums, whatever the inputs are; the same call gives the same bits.
 
-`vocab`   blocks of the vocabulary, two passes, four products, no [N, V]: the CPU's.
+`vocab`   blocks of the vocabulary, two passes, four products, no [N, V]: the CPU's, and
+          a GPU's that has no Triton.
 `hybrid`  chunks of rows: three products where weights of tokens are known, else four: the GPU's.
 `store`   the same with all logits kept for the backward pass: three products.
 `naive`   all logits at once, by autograd: a reference.
@@ -13,6 +14,7 @@ from float32 sums, whatever the inputs are; the same call gives the same bits.
 from __future__ import annotations
 
 from dataclasses import astuple
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor
 from mixc_kernels.linear_ce_ops import linear_ce, linear_ce_weighted
 from mixc_kernels.linear_ce_torch import Terms, exact, linear_ce_reference
 
+_TRITON = find_spec("triton") is not None
 MODES = ("auto", "hybrid", "store", "vocab", "naive")
 
 
@@ -137,7 +140,7 @@ def _token_weight(
 
 def _pick(mode: str, hidden: Tensor, weight: Tensor, weighted: bool, budget: int) -> str:
     if mode == "auto":
-        if not hidden.is_cuda:
+        if not hidden.is_cuda or not _TRITON:
             return "vocab"
         mode = "hybrid" if weighted else "store"
         if len(hidden) * len(weight) * exact(hidden.dtype).itemsize > budget:

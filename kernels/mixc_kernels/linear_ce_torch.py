@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 _TILE_BYTES = 4 << 20  # logits at a time: what stays in a core's cache
-_LEAST_COLUMNS = 64  # fewer make slow products of matrices
+_LEAST_COLUMNS = 256  # fewer make slow products of matrices
 
 
 @dataclass(frozen=True)

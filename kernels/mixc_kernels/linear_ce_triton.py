@@ -27,6 +27,35 @@ def _cap(x: tl.tensor, softcap: tl.tensor) -> tl.tensor:
     return 2.0 * tl.sigmoid(2.0 * x / softcap) - 1.0
 
 
+@triton.jit
+def _sums(
+    logits: tl.tensor,
+    softcap: tl.tensor,
+    COLUMNS: tl.constexpr,
+    N_VOCAB: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> tl.tensor:
+    """Of a row: the largest logit, sum exp(z - largest), sum(largest - z)."""
+    top = float("-inf")
+    total = 0.0
+    spread = 0.0
+    for first in range(0, N_VOCAB, BLOCK):
+        column = first + tl.arange(0, BLOCK)
+        inside = column < N_VOCAB
+        x = tl.load(logits + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
+        if SOFTCAP:
+            x = _cap(x, softcap) * softcap
+        x = tl.where(inside, x, float("-inf"))
+        more = tl.maximum(top, tl.max(x, 0))
+        total = total * tl.exp(top - more) + tl.sum(tl.exp(x - more), 0)
+        if first > 0:
+            spread += first * (more - top)
+        spread += tl.sum(tl.where(inside, more - x, 0.0), 0)
+        top = more
+    return top, total, spread
+
+
 @triton.jit(do_not_specialize=["ignore_index"])
 def _row(
     logits_ptr: tl.tensor,
@@ -55,28 +84,12 @@ def _row(
     target = tl.load(target_ptr + row)
     kept = target != ignore_index
     good = (target >= 0) & (target < N_VOCAB)
-    offsets = tl.arange(0, BLOCK)
     if LOSS:
-        # Read before anything is written: the reductions below keep fast warps waiting.
+        # Read before anything is written: the reductions of the sums keep fast warps waiting.
         wanted = tl.load(logits + target, mask=good, other=0.0).to(tl.float32)
         if SOFTCAP:
             wanted = _cap(wanted, softcap) * softcap
-        top = float("-inf")
-        total = 0.0
-        spread = 0.0
-        for first in range(0, N_VOCAB, BLOCK):
-            column = first + offsets
-            inside = column < N_VOCAB
-            x = tl.load(logits + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
-            if SOFTCAP:
-                x = _cap(x, softcap) * softcap
-            x = tl.where(inside, x, float("-inf"))
-            more = tl.maximum(top, tl.max(x, 0))
-            total = total * tl.exp(top - more) + tl.sum(tl.exp(x - more), 0)
-            if first > 0:
-                spread += first * (more - top)
-            spread += tl.sum(tl.where(inside, more - x, 0.0), 0)
-            top = more
+        top, total, spread = _sums(logits, softcap, COLUMNS, N_VOCAB, SOFTCAP, BLOCK)
         lse = top + tl.log(total)
         loss = tl.log(total) + (1.0 - smoothing) * (top - wanted)
         loss += spread * (smoothing / N_VOCAB) + z_loss * lse * lse
@@ -92,8 +105,7 @@ def _row(
         scale = tl.where(good, tl.load(scale_ptr + row), float("nan"))
         factor = scale * (1.0 + 2.0 * z_loss * (top + tl.log(total))) / total
         for first in range(0, COLUMNS, BLOCK):
-            column = first + offsets
-            inside = column < N_VOCAB
+            column = first + tl.arange(0, BLOCK)
             there = column < COLUMNS
             x = tl.load(logits + column, mask=there, other=0.0).to(tl.float32)
             if SOFTCAP:
@@ -103,7 +115,7 @@ def _row(
             d -= tl.where(column == target, scale * (1.0 - smoothing), 0.0)
             if SOFTCAP:
                 d *= 1.0 - turned * turned
-            d = tl.where(kept & inside, d, 0.0)
+            d = tl.where(kept & (column < N_VOCAB), d, 0.0)
             tl.store(gradient + column, d.to(gradient_ptr.dtype.element_ty), mask=there)
 
 

@@ -75,7 +75,8 @@ class WatchUses(TorchFunctionMode):
         self.uses.update(use.parameter for use in watched)
 
         def report(read: Tensor, gradient: Tensor) -> None:
-            assert self.seen is not None, "autograd came by, and nobody looked"
+            if self.seen is None:
+                raise RuntimeError("a recorded pass goes backwards by what recorded it alone")
             for use in watched:
                 self.seen(use, read, gradient)
 
@@ -86,14 +87,13 @@ class WatchUses(TorchFunctionMode):
 
         Errors: ValueError for a parameter that the losses depend on by a use that was not seen.
         """
-        self.seen = seen
-        found = torch.autograd.grad(
-            losses,
-            [self.anchor, *self.parameters],
-            gradient,
-            retain_graph=retain,
-            allow_unused=True,
-        )
+        self.seen, wanted = seen, [self.anchor, *self.parameters]
+        try:
+            found = torch.autograd.grad(
+                losses, wanted, gradient, retain_graph=retain, allow_unused=True
+            )
+        finally:
+            self.seen = None  # the graph holds this, and would hold all that `seen` found
         for number, stray in enumerate(found[1:]):
             if stray is not None:
                 raise UnknownUseError(self.parameters[number])

@@ -3,7 +3,7 @@
 TracIn-WE (C.-K. Yeh et al., "First is better than last for language data influence",
 arXiv:2202.11844): influence by the embedding layer, where only words count that both texts hold.
 The gradient through a head that is tied to the embedding reaches every word, and is left out.
-Other weights' gradients are not made: about two thirds of a training step.
+Other weights' gradients are not made, so that it costs less than a training step.
 """
 
 from __future__ import annotations

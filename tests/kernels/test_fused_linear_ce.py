@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from mixc_kernels import linear_ce_ops, linear_ce_torch
+from mixc_kernels import linear_ce_ops, linear_ce_rows, linear_ce_torch
 from mixc_kernels.fused_linear_ce import fused_linear_ce
 from mixc_kernels.linear_ce_rows import run_rows_reference
 from mixc_kernels.linear_ce_torch import Terms
@@ -267,6 +267,41 @@ def test_inputs_of_half_precision_lose_nothing_more(mode):
     ):
         assert one.dtype == torch.bfloat16
         assert error(one, right) < error(other, right)
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "store"])
+@pytest.mark.parametrize("budget", [1, 20_000, 1 << 30])
+def test_products_of_half_precision_as_on_a_gpu(mode, budget, monkeypatch):
+    """There half operands are multiplied as they are, and the gradient by logits is half too."""
+    mm, addmm = torch.mm, torch.addmm
+
+    def mm_to(a, b, *, out, out_dtype=None):
+        return mm(a, b, out=out) if out_dtype is None else mm(a.float(), b.float(), out=out)
+
+    def addmm_to(c, a, b, *, out, out_dtype):
+        assert c.dtype == out_dtype == torch.float32
+        return addmm(c, a.float(), b.float(), out=out)
+
+    monkeypatch.setattr(linear_ce_rows, "_operands", lambda hidden, weight: (hidden, weight))
+    monkeypatch.setattr(torch, "mm", mm_to)
+    monkeypatch.setattr(torch, "addmm", addmm_to)
+    hidden, weight, target = make_case(65, 64, 500, torch.bfloat16)
+    exact_inputs = [one.detach().double().requires_grad_() for one in (hidden, weight)]
+    expected, upstream = plainly(*exact_inputs, target), normals(65)
+    wanted = gradients((expected * upstream).sum(), *exact_inputs)
+    theirs = F.cross_entropy((hidden @ weight.T).float(), target, reduction="none")
+    given = {"mode": mode, "budget_bytes": budget, "token_weight": upstream}
+    out = fused_linear_ce(hidden, weight, target, **given)
+    assert error(out.loss, expected) < 1e-6
+    for scalar in (out.total, (out.loss * upstream).sum()):
+        for one, other, right in zip(
+            gradients(scalar, hidden, weight),
+            gradients((theirs * upstream).sum(), hidden, weight),
+            wanted,
+            strict=True,
+        ):
+            assert one.dtype == torch.bfloat16
+            assert error(one, right) < 2 * error(other, right)
 
 
 def test_a_weight_of_float32_gets_its_gradient_in_float32():

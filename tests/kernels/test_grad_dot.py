@@ -46,6 +46,25 @@ def test_the_proxy_with_the_gradient_of_a_validation_batch():
     assert (found - wanted).norm() < 1e-5 * wanted.norm()
 
 
+@pytest.mark.parametrize("budget", [1, 1 << 20])
+@pytest.mark.parametrize("terms", [{}, {"softcap": 2.0, "z_loss": 0.1, "label_smoothing": 0.2}])
+def test_losses_whose_logits_nobody_keeps(budget, terms):
+    model, (tokens, _) = Decoder(False, "rms", False, {"mode": "naive", **terms}).double(), batch(3)
+    direction = direction_of(model)
+    wanted = grad_dot_reference(model, lambda m: m(tokens), direction)
+    model.fused = {"budget_bytes": budget, **terms}
+    found = grad_dot(model, lambda m: m(tokens), direction)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12 * wanted.abs().max().item())
+
+
+def test_an_operator_without_forward_derivative_is_refused():
+    model, (tokens, _) = Decoder(), batch(3)
+    weighted = torch.ones(tokens[:, 1:].numel())
+    model.fused = {"mode": "hybrid", "token_weight": weighted}
+    with pytest.raises(NotImplementedError, match="linear_ce_weighted"):
+        grad_dot(model, lambda m: m(tokens), direction_of(model))
+
+
 def test_directions_that_are_not_the_models():
     model, (tokens, _) = Decoder(), batch(2)
     for wrong in ({"nothing": torch.ones(1)}, {"head.weight": torch.ones(2, 2)}):

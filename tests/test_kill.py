@@ -35,13 +35,17 @@ def complete(name, recipe, *options):
 
 
 def fingerprint(workdir):
-    """A hash of every file of every output; control files and unlisted ones do not count."""
+    """A hash of every file of every output; control files and unlisted ones do not count.
+
+    Nor do those that are kept for later solves: there may be more of them after a kill.
+    """
     state, weights = hashlib.sha256(), ""
     if (workdir / "weights.json").exists():
         weights = (workdir / "weights.json").read_text()
     for path in sorted(workdir.rglob("*")):
         unlisted = path.name.startswith("trajectory-") and path.name not in weights
-        if path.is_file() and ".mixc" not in path.parts and not unlisted:
+        aside = {".mixc", "solve"} & set(path.relative_to(workdir).parts)
+        if path.is_file() and not aside and not unlisted:
             state.update(str(path.relative_to(workdir)).encode() + b"\0" + path.read_bytes())
     return state.hexdigest()
 

@@ -78,6 +78,13 @@ METHODS: dict[str, Entry] = {
         source="arXiv:2305.10429",
         forward_passes=7.0,  # 3 to train the reference, 3 the proxy, 1 to score with the reference
     ),
+    "regression": Entry(
+        "mixc.methods.regression",
+        "the lowest point of surfaces fitted to many runs",
+        source="arXiv:2407.01492",
+        forward_passes=3.0,  # to train one of its runs
+        reads_mixture=True,
+    ),
 }
 
 WRITERS: dict[str, Entry] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,8 @@ class Problem:
     """K domains to weigh. `tokens` is int64[K], what each has for training.
 
     `target_tokens` and `max_epochs` are those of the mixture that will be built. `lab` trains
-    and scores small models; methods that train nothing never touch it.
+    and scores small models; methods that train nothing never touch it. Paths of a method's options
+    are relative to `folder`.
     """
 
     domains: tuple[str, ...]
@@ -29,6 +31,7 @@ class Problem:
     lab: Lab
     target_tokens: int | None = None
     max_epochs: float | None = None
+    folder: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Solution:
     `trajectory` maps a name to a value per step and domain, [T, K], or per step, [T].
     `bits_per_byte` maps a model's name to its loss on each domain's holdout, [K], NaN where a
     domain holds nothing out. `environment` names what a rerun must share to repeat to the bit.
+    `schedule` holds weights that change along the mixture: each pair ends at a part (0..1) of it,
+    the last at 1; `weights` are then their mean.
     """
 
     weights: Weights
@@ -48,6 +53,7 @@ class Solution:
     tokens: int = 0
     flops: float = 0.0
     environment: Mapping[str, str] = field(default_factory=dict)
+    schedule: tuple[tuple[float, Weights], ...] | None = None
 
     @staticmethod
     def exact(weights: Weights) -> Solution:

@@ -19,7 +19,7 @@ from mixc.solve.lab import Lab
 from mixc.solve.problem import Problem, Solution
 from mixc.solve.weights import FILE, SCHEMA, SolvedWeights, finite_or_none, open_weights
 from mixc.store import commit
-from mixc.store.hashes import FileRecord, check_file, key_of, seal
+from mixc.store.hashes import FileRecord, check_file, hash_file, key_of, seal
 from mixc.store.store import Store
 
 ALGORITHM = 1  # a change of what methods find, from the same store and options, raises it
@@ -56,6 +56,7 @@ def make_problem(recipe: Recipe, store: Store, staging: Path | None = None) -> P
         ),
         target_tokens=options.row_count * options.row_tokens,
         max_epochs=options.max_epochs,
+        folder=recipe.folder,
     )
 
 
@@ -71,6 +72,7 @@ def weights_key(recipe: Recipe, store: Store) -> str:
     assert recipe.solve is not None
     options = recipe.mixture
     reads = METHODS[recipe.solve.method].reads_mixture
+    files: tuple[str, ...] = getattr(recipe.solve.options, "files", tuple)()
     return key_of(
         {
             "algorithm": ALGORITHM,
@@ -80,8 +82,17 @@ def weights_key(recipe: Recipe, store: Store) -> str:
             "mixture": [options.row_count, options.row_tokens, options.max_epochs]
             if reads
             else None,
+            **({"files": [_hash(recipe.resolve(path)) for path in files]} if files else {}),
         }
     )
+
+
+def _hash(path: Path) -> str:
+    try:
+        return hash_file(path)
+    except OSError as error:
+        message = f"a file that solve reads cannot be read: {error.strerror}"
+        raise MixcError("MX041", message, place=Place(str(path))) from error
 
 
 def fresh(recipe: Recipe, store: Store) -> SolvedWeights | None:
@@ -102,7 +113,10 @@ def estimate(recipe: Recipe, store: Store) -> dict[str, Any]:
     from mixc.proxy.presets import PRESETS, flops_per_token
 
     proxy, passes = recipe.solve.proxy, METHODS[recipe.solve.method].forward_passes
-    tokens = proxy.steps * make_problem(recipe, store).lab.batch_rows * (proxy.seq_len - 1)
+    problem = make_problem(recipe, store)
+    tokens = proxy.steps * problem.lab.batch_rows * (proxy.seq_len - 1)
+    if (count := getattr(METHODS[recipe.solve.method].load(), "run_count", None)) is not None:
+        tokens *= count(problem, recipe.solve.options)
     forward = flops_per_token(PRESETS[proxy.preset], store.vocab_size, proxy.seq_len - 1)
     flops = passes * forward * tokens
     return {
@@ -193,6 +207,7 @@ def _manifest(
             }
             for i, name in enumerate(names)
         },
+        **_schedule(names, solution),
         "baselines": {
             name: _by_domain(names, run_method(name, problem).weights) for name in BASELINES
         },
@@ -209,6 +224,17 @@ def _manifest(
             "overrides": recipe.overrides_of("solve", "mixture", "seed"),
             "mixc_version": __version__,
         },
+    }
+
+
+def _schedule(names: tuple[str, ...], solution: Solution) -> dict[str, Any]:
+    if solution.schedule is None:
+        return {}
+    return {
+        "schedule": [
+            {"until": until, "weights": _by_domain(names, weights)}
+            for until, weights in solution.schedule
+        ]
     }
 
 

@@ -18,7 +18,7 @@ from mixc.errors import MixcError, Place
 from mixc.recipe import Recipe
 from mixc.solve import stage as solve_stage
 from mixc.solve.trainer import QUIETLY, Running
-from mixc.solve.weights import SolvedWeights, open_weights, read_weights
+from mixc.solve.weights import SolvedWeights, open_weights, read_schedule, read_weights
 from mixc.store import commit
 from mixc.store.store import Store, open_store
 from mixc.tokenize import stage as tokenize_stage
@@ -154,11 +154,16 @@ def current_store(recipe: Recipe) -> Store:
 
 def mixture_stages(recipe: Recipe, store: Store) -> list[StageWeights]:
     """The weights that the recipe's mixture asks for, stage by stage."""
-    found = [
-        weights_of(recipe, store, asked, *keys) for keys, asked in recipe.mixture.asked_weights()
-    ]
+    wanted = recipe.mixture.asked_weights()
+    found = [weights_of(recipe, store, asked, *keys) for keys, asked in wanted]
+    schedules = [_scheduled(recipe, asked, keys) for keys, asked in wanted]
     if not recipe.mixture.stages:
-        return [StageWeights(1.0, found[0])]
+        return schedules[0] or [StageWeights(1.0, found[0])]
+    for schedule, (keys, _) in zip(schedules, wanted, strict=True):
+        if schedule:
+            message = "these weights are a schedule, which excludes stages of the recipe's own"
+            hint = "remove mixture.stages, or solve with variant: static"
+            raise MixcError("MX009", message, place=recipe.place(*keys), help=hint)
     stages = recipe.mixture.stages
     if not stages[0].ramp:
         found = [found[0], *found]  # where a ramp would begin
@@ -197,6 +202,19 @@ def _solved(recipe: Recipe, store: Store) -> SolvedWeights:
             help="run `mixc solve-weights`, or `mixc run`",
         )
     return solved
+
+
+def _scheduled(
+    recipe: Recipe, asked: str | dict[str, float], keys: tuple[str | int, ...]
+) -> list[StageWeights]:
+    """The stages of solved weights that change along the mixture; none where they do not."""
+    if asked == "solved":
+        found = open_weights(recipe.workdir_path / "weights.json").schedule
+    elif isinstance(asked, str) and asked.endswith(".json"):
+        found = read_schedule(recipe.resolve(asked), recipe.place(*keys))
+    else:
+        return []
+    return [StageWeights(until, weights) for until, weights in found]
 
 
 def _solves(recipe: Recipe) -> bool:

@@ -16,9 +16,9 @@ class Entry:
     """One entry of a rack.
 
     `suffixes` are the file names that a reader takes by default. `source` is a method's paper,
-    `forward_passes` its cost: forward passes of the small model for each token of a run, and
-    `domain_passes` those that come on top for each domain, both with default options;
-    `reads_mixture` says that its weights depend on the mixture's tokens and cap on epochs.
+    `forward_passes` its cost: forward passes of the small model for each token of a run, of which
+    a method that has a `run_count` makes several; `reads_mixture` says that its weights depend on
+    the mixture's tokens and cap on epochs.
     """
 
     module: str
@@ -26,13 +26,12 @@ class Entry:
     suffixes: tuple[str, ...] = ()
     source: str = ""
     forward_passes: float = 0.0
-    domain_passes: float = 0.0
     reads_mixture: bool = False
 
     @property
     def trains(self) -> bool:
         """Whether a method trains small models."""
-        return bool(self.forward_passes or self.domain_passes)
+        return bool(self.forward_passes)
 
     def load(self) -> ModuleType:
         """Import the module that holds the entry."""
@@ -109,24 +108,37 @@ METHODS: dict[str, Entry] = {
         source="arXiv:2202.11844",
         forward_passes=3.5,  # 3 to train, and what is measured, by default 20 batches
     ),
+    "mixing_law": Entry(
+        "mixc.methods.mixing_law",
+        "the lowest point of log-linear laws fitted to many runs",
+        source="arXiv:2403.16952",
+        forward_passes=3.0,  # to train one of its runs
+        reads_mixture=True,
+    ),
     "mixmin": Entry(
         "mixc.methods.mixmin",
         "the best ensemble of models of one domain each",
         source="arXiv:2502.10510",
-        domain_passes=3.0,
+        forward_passes=3.0,
     ),
     "skill_it": Entry(
         "mixc.methods.skill_it",
         "what domains still lose, along who helps whom: a mix that changes along the run",
         source="arXiv:2307.14430",
         forward_passes=3.0,
-        domain_passes=3.0,
     ),
     "aioli": Entry(
         "mixc.methods.aioli",
         "who helps whom, learnt while training: a mix that changes along the run",
         source="arXiv:2411.05735",
         forward_passes=3.0,
+    ),
+    "regression": Entry(
+        "mixc.methods.regression",
+        "the lowest point of surfaces fitted to many runs",
+        source="arXiv:2407.01492",
+        forward_passes=3.0,  # to train one of its runs
+        reads_mixture=True,
     ),
 }
 

@@ -23,10 +23,10 @@ from mixc.errors import MixcError
 from mixc.recipe import Strict
 from mixc.rng import Stream
 from mixc.solve.problem import Problem, Solution
+from mixc.solve.simplex import minimise
 
 Real = NDArray[np.float64]
-_BLOCK, _DRAWS, _LEVEL = 256, 200, 0.95
-_GAP, _STEPS = 1e-9, 100_000
+_BLOCK, _DRAWS, _LEVEL = 256, 100, 0.95
 
 
 class Options(Strict):
@@ -51,24 +51,29 @@ class Mixed:
     gap: float
 
 
-def mix_models(losses: Real, share: Real, *, gap: float = _GAP) -> Mixed:
+def mix_models(losses: Real, share: Real) -> Mixed:
     """argmin over w on the simplex of sum_n share_n * -log sum_s w_s exp(-losses[n, s]).
 
-    losses [N, S] in nats, of each token under each domain's model; share [N] sums to one. By the
-    multiplicative step w_s <- w_s * sum_n share_n p_s(n) / p_w(n), which lowers the convex
-    objective each time; it is never further from the least than the largest factor is from one.
+    losses [N, S] in nats, of each token under each domain's model; share [N] sums to one. The
+    objective is convex: it is never further from its least than the steepest way down from w, to a
+    single domain, is steep.
     """
     least = losses.min(axis=1)
     density = np.exp(least[:, None] - losses)
-    weights = np.full(losses.shape[1], 1 / losses.shape[1])
-    for _ in range(_STEPS):
-        factor = (share / (density @ weights)) @ density
-        if factor.max() - 1 <= gap:
-            break
-        weights = weights * factor
-        weights /= weights.sum()
-    value = float(share @ (least - np.log(density @ weights)))
-    return Mixed(weights, value, float(factor.max()) - 1)
+    floor = float(share @ least)
+
+    def cross_entropy(weights: Real) -> tuple[float, Real]:
+        mixed = density @ weights
+        return floor - float(share @ np.log(mixed)), -((share / mixed) @ density)
+
+    weights, value = minimise(cross_entropy, np.full(losses.shape[1], 1 / losses.shape[1]))
+    gradient = cross_entropy(weights)[1]
+    return Mixed(weights, value, float(weights @ gradient - gradient.min()))
+
+
+def run_count(problem: Problem, options: Options) -> int:
+    """How many models a solve trains."""
+    return len(_chosen(problem, options.sources))
 
 
 def solve(problem: Problem, options: Options) -> Solution:
@@ -130,7 +135,7 @@ def _interval(losses: Real, share: Real, *, seed: int) -> tuple[Real, Real]:
         taken = (Stream(seed, "mixmin", epoch=draw).uniforms(blocks) * blocks).astype(np.int64)
         again = share * np.bincount(taken, minlength=blocks)[of]
         if again.sum() > 0:
-            draws.append(mix_models(losses, again / again.sum(), gap=1e-4).weights)
+            draws.append(mix_models(losses, again / again.sum()).weights)
     tail = (1 - _LEVEL) / 2
     return np.quantile(draws, tail, axis=0), np.quantile(draws, 1 - tail, axis=0)
 

@@ -48,6 +48,11 @@ def update(A: Real, losses: Real, eta: float) -> Real:
     return np.asarray(raw / raw.sum())
 
 
+def run_count(problem: Problem, options: Options) -> int:  # noqa: ARG001
+    """How many models a solve trains."""
+    return len(problem.domains) + 1
+
+
 def solve(problem: Problem, options: Options) -> Solution:
     """Learn the graph, then train once with weights that follow it.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,8 @@ class Problem:
     """K domains to weigh. `tokens` is int64[K], what each has for training.
 
     `target_tokens` and `max_epochs` are those of the mixture that will be built. `lab` trains
-    and scores small models; methods that train nothing never touch it.
+    and scores small models; methods that train nothing never touch it. Paths of a method's options
+    are relative to `folder`.
     """
 
     domains: tuple[str, ...]
@@ -30,6 +32,7 @@ class Problem:
     lab: Lab
     target_tokens: int | None = None
     max_epochs: float | None = None
+    folder: Path = Path()
 
 
 @dataclass(frozen=True)

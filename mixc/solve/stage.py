@@ -34,7 +34,7 @@ from mixc.solve.seeds import combine
 from mixc.solve.trainer import QUIETLY, Running
 from mixc.solve.weights import FILE, SCHEMA, SolvedWeights, open_weights
 from mixc.store import commit
-from mixc.store.hashes import FileRecord, check_file, key_of, seal
+from mixc.store.hashes import FileRecord, check_file, hash_file, key_of, seal
 from mixc.store.store import Store
 
 ALGORITHM = 2  # a change of what methods find, from the same store and options, raises it
@@ -73,6 +73,7 @@ def make_problem(
         lab=_lab(recipe, store, staging, key, seed=seed, running=running),
         target_tokens=options.row_count * options.row_tokens,
         max_epochs=options.max_epochs,
+        folder=recipe.folder,
     )
 
 
@@ -123,6 +124,7 @@ def weights_key(recipe: Recipe, store: Store) -> str:
     options = recipe.mixture
     method = METHODS[recipe.solve.method]
     kept = _lab(recipe, store).kept_rows if method.trains else None
+    files: tuple[str, ...] = getattr(recipe.solve.options, "files", tuple)()
     return key_of(
         {
             "algorithm": ALGORITHM,
@@ -133,8 +135,17 @@ def weights_key(recipe: Recipe, store: Store) -> str:
             if method.reads_mixture
             else None,
             "kept_rows": None if kept is None else kept.tolist(),
+            **({"files": [_hash(recipe.resolve(path)) for path in files]} if files else {}),
         }
     )
+
+
+def _hash(path: Path) -> str:
+    try:
+        return hash_file(path)
+    except OSError as error:
+        message = f"a file that solve reads cannot be read: {error.strerror}"
+        raise MixcError("MX041", message, place=Place(str(path))) from error
 
 
 def fresh(recipe: Recipe, store: Store) -> SolvedWeights | None:
@@ -154,11 +165,12 @@ def estimate(recipe: Recipe, store: Store) -> dict[str, Any]:
     from mixc.proxy.presets import PRESETS, flops_per_token
 
     proxy, method = recipe.solve.proxy, METHODS[recipe.solve.method]
-    passes = method.forward_passes + method.domain_passes * len(store.domains)
-    lab = make_problem(recipe, store).lab
-    tokens = proxy.steps * lab.batch_rows * (proxy.seq_len - 1)
-    forward = flops_per_token(PRESETS[proxy.preset], lab.vocab_size, proxy.seq_len - 1)
-    tokens *= recipe.solve.seeds
+    problem = make_problem(recipe, store)
+    tokens = recipe.solve.seeds * proxy.steps * problem.lab.batch_rows * (proxy.seq_len - 1)
+    if (count := getattr(method.load(), "run_count", None)) is not None:
+        tokens *= count(problem, recipe.solve.options)
+    forward = flops_per_token(PRESETS[proxy.preset], problem.lab.vocab_size, proxy.seq_len - 1)
+    passes = method.forward_passes
     flops = passes * forward * tokens
     return {
         "method": recipe.solve.method,

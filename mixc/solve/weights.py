@@ -37,6 +37,12 @@ class SolvedWeights:
         found = {name: self.manifest.get(name) for name in FILES}
         return {name: FileRecord(**file) for name, file in found.items() if file is not None}
 
+    @property
+    def schedule(self) -> list[tuple[float, dict[str, float]]]:
+        """Weights that change along the mixture, each until a part (0..1) of it; or none."""
+        stages = self.manifest.get("schedule", [])
+        return [(stage["until"], dict(stage["weights"])) for stage in stages]
+
 
 def open_weights(path: Path) -> SolvedWeights:
     """Open what `mixc solve-weights` wrote. Raises MX041 if it is not there, MX040 if damaged."""
@@ -58,13 +64,24 @@ def read_weights(path: Path, place: Place) -> dict[str, float]:
 
     Raises MX061 if it is neither, or if its weights do not lie on the simplex.
     """
+    data = _read(path, place)
+    return open_weights(path).weights if _sealed(data) else check_simplex(data, path.name, place)
+
+
+def read_schedule(path: Path, place: Place) -> list[tuple[float, dict[str, float]]]:
+    """The schedule of a user's file of weights (see `read_weights`); none in plain weights."""
+    return open_weights(path).schedule if _sealed(_read(path, place)) else []
+
+
+def _read(path: Path, place: Place) -> object:
     try:
-        data = json.loads(path.read_bytes(), parse_int=float)  # no int is too large for a float
+        return json.loads(path.read_bytes(), parse_int=float)  # no int is too large for a float
     except (OSError, ValueError, RecursionError) as error:
         raise MixcError("MX061", f"cannot read '{path.name}': {error}", place=place) from error
-    if isinstance(data, dict) and isinstance(data.get("schema"), str):
-        return open_weights(path).weights
-    return check_simplex(data, path.name, place)
+
+
+def _sealed(data: object) -> bool:
+    return isinstance(data, dict) and isinstance(data.get("schema"), str)
 
 
 def check_simplex(data: object, name: str, place: Place) -> dict[str, float]:

@@ -20,10 +20,10 @@ def test_a_target_that_is_a_known_mix_is_found(seed, raw):
     models = unigrams(seed, len(beta), 40)
     # Every word once, counted by how often the target holds it.
     found = mix_models(-np.log(models.T), beta @ models)
-    assert found.weights == pytest.approx(beta, abs=1e-3)
+    assert found.weights == pytest.approx(beta, abs=2e-3)
     entropy = -(beta @ models) @ np.log(beta @ models)
     assert found.value == pytest.approx(entropy, abs=1e-8)
-    assert found.gap <= 1e-9
+    assert 0 <= found.gap <= 1e-4
 
 
 def test_it_is_the_least_of_all_mixes_and_says_how_near():

@@ -69,9 +69,11 @@ def test_methods_that_train_nothing_are_not_checked(path):
     assert found["cost"] == {"tokens": 0, "flops": 0.0}
 
 
-@pytest.mark.parametrize("method", ["mixmin", "skill_it", "aioli"])
+@pytest.mark.parametrize("method", ["mixmin", "skill_it", "aioli", "mixing_law"])
 def test_methods_of_many_models_solve(method, path):
     words = [f"solve.method={method}", "solve.check=false", "solve.proxy.steps=20"]
+    if method == "mixing_law":
+        words.append("solve.mixing_law.runs=6")
     if method == "aioli":
         words += ["solve.aioli.rounds=2", "solve.aioli.sweeps=1"]
     found = pipeline.solve_weights(load(path, words)).manifest
@@ -80,7 +82,7 @@ def test_methods_of_many_models_solve(method, path):
     for entry in found["domains"].values():
         assert entry["low"] <= entry["weight"] + 1e-12
         assert entry["high"] >= entry["weight"] - 1e-12
-    run = 20 * 8 * 31
-    assert found["cost"]["tokens"] == {"mixmin": 3, "skill_it": 4, "aioli": 1}[method] * run
-    if method != "mixmin":
+    run, runs = 20 * 8 * 31, {"mixmin": 3, "skill_it": 4, "aioli": 1, "mixing_law": 6}
+    assert found["cost"]["tokens"] == runs[method] * run
+    if method in ("skill_it", "aioli"):
         assert found["schedule"][-1]["until"] == 1

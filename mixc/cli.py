@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -82,12 +83,7 @@ def _workers_option(command: Command) -> Command:
     )(command)
 
 
-def _engine_options(command: Command) -> Command:
-    command = click.option(
-        "--ray-address",
-        metavar="HOST:PORT",
-        help="The Ray cluster; default: $RAY_ADDRESS, or else one of this machine, for this run.",
-    )(command)
+def _gather_options(command: Command) -> Command:
     command = click.option(
         "--gather",
         type=click.Choice(["auto", "one-pass", "two-pass"]),
@@ -97,11 +93,19 @@ def _engine_options(command: Command) -> Command:
         "everything twice, in long runs, as suits a store larger than memory on a disk that turns "
         "or over a network, which auto looks for. The output does not depend on it.",
     )(command)
-    command = click.option(
+    return click.option(
         "--decks/--no-decks",
         help="Keep each domain's rows beside the mixture, in the order that mixtures take them: "
         "a mixture of other weights is then a merge. Takes as much disk again.",
     )(command)
+
+
+def _engine_options(command: Command) -> Command:
+    command = click.option(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="The Ray cluster; default: $RAY_ADDRESS, or else one of this machine, for this run.",
+    )(_gather_options(command))
     return click.option(
         "--engine",
         type=click.Choice(["local", "ray"]),
@@ -244,8 +248,9 @@ def run(
 @cli.command()
 @_recipe_options
 @_workers_option
-def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool, workers: int) -> None:
-    """Say what a run would do; write nothing.
+@_gather_options
+def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool, **how: Any) -> None:
+    """Say what a run would do, with the same options; write nothing.
 
     Rows, epochs, bytes, time and disk, stage by stage, as far as they can be known yet.
     """
@@ -254,7 +259,7 @@ def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool, workers: int) 
     from mixc import pipeline
     from mixc.report import tables
 
-    stages = [asdict(stage) for stage in pipeline.plan(_load(recipe, overrides), workers=workers)]
+    stages = [asdict(stage) for stage in pipeline.plan(_load(recipe, overrides), **how)]
     _give({"stages": stages}, as_json, lambda data: tables.plan(data["stages"]))
 
 
@@ -390,11 +395,14 @@ def main() -> NoReturn:
         code = error.exit_code
         if "--json" in sys.argv:
             click.echo(json.dumps({"errors": [{"code": None, "message": error.format_message()}]}))
-    except BrokenPipeError:
-        _leave(_BROKEN_PIPE)
-    except SystemExit:
+    except (BrokenPipeError, SystemExit):
         # Outside its standalone mode click exits by itself for one reason: a closed pipe.
         _leave(_BROKEN_PIPE)
+    except Exception:  # a fault of ours
+        if not _tells_apart():
+            raise
+        traceback.print_exc()
+        code = USAGE
     gc.freeze()  # nor is it looked through at the end
     sys.exit(code)
 
@@ -404,8 +412,12 @@ def _fail(error: MixcError | MixcErrors) -> int:
     progress.say("\n\n".join(str(one) for one in errors))
     if "--json" in sys.argv:
         click.echo(json.dumps({"errors": [one.as_dict() for one in errors]}))
-    differs = sys.argv[1:2] == ["diff"]  # its 1 says that two mixtures are told apart
-    return max(error.exit_code, USAGE) if differs else error.exit_code
+    return max(error.exit_code, USAGE) if _tells_apart() else error.exit_code
+
+
+def _tells_apart() -> bool:
+    """Whether an exit code of 1 says that two mixtures differ, and so nothing else."""
+    return sys.argv[1:2] == ["diff"]
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mixc.build import provenance
-from mixc.build.mixture import Mixture, open_mixture
+from mixc.build.mixture import Mixture, check_algorithm, open_mixture
 from mixc.errors import MixcError, Place
 from mixc.rng import Stream
 
@@ -30,8 +30,11 @@ def diff(a: Path, b: Path) -> dict[str, Any]:
     `equal` is whether rows and stream are: the same tokens, cut in rows of the same length, of
     the same counts by domain. Rows in common have one domain, one number in its stream, and the
     same pieces of the same texts; `in_place` counts those that stand at the same row in both.
+    Raises MX044 if another version laid out the rows of one: their numbers mean other rows.
     """
     pair = open_mixture(a), open_mixture(b)
+    for one in pair:
+        check_algorithm(one)
     said = [one.manifest | {"row_len": one.row_len} for one in pair]
     names = sorted({*said[0]["domains"], *said[1]["domains"]})
     notes, comparable = _notes(said)

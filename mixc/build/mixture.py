@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mixc.build.plan import ALGORITHM
 from mixc.errors import MixcError, Place
 from mixc.registry import WRITERS
 from mixc.rows.packing import Layout
@@ -130,6 +131,19 @@ def open_mixture(root: Path) -> Mixture:
         place = Place(str(root / MANIFEST))
         raise MixcError("MX040", f"the manifest lacks {error}", place=place) from error
     return mixture
+
+
+def check_algorithm(mixture: Mixture) -> None:
+    """Raise MX044 if rows were laid out by another version: they cannot be derived again."""
+    algorithm = mixture.manifest.get("algorithm", 1)
+    if algorithm != ALGORITHM:
+        raise MixcError(
+            "MX044",
+            f"the rows were laid out by algorithm {algorithm}, this mixc has {ALGORITHM}",
+            place=Place(str(mixture.root / MANIFEST)),
+            help="use the version that built it, mixc "
+            f"{mixture.manifest.get('mixc_version', 'unknown')}, or build it again with this one",
+        )
 
 
 def make_ledger(

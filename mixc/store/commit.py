@@ -19,7 +19,7 @@ import mmap
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,6 +60,11 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def staging_of(output: Path) -> Path:
+    """The staging folder of an output."""
+    return output.parent / CONTROL / output.name / "staging"
+
+
 @contextmanager
 def locked(output: Path) -> Iterator[Path]:
     """Hold an output for one run and yield its staging folder. A second run raises MX042.
@@ -69,7 +74,7 @@ def locked(output: Path) -> Iterator[Path]:
     with _lock(output, fcntl.LOCK_EX) as descriptor:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        staging = output.parent / CONTROL / output.name / "staging"
+        staging = staging_of(output)
         for folder, folders, files in os.walk(staging.parent):
             refuse_links(Path(folder, name) for name in (*folders, *files))
         with writing(staging):
@@ -341,10 +346,15 @@ def write_at(path: Path, offset: int, data: memoryview) -> None:
 
 
 def write_from(
-    path: Path, offset: int, addresses: NDArray[np.uint64], sizes: NDArray[np.int64]
+    path: Path,
+    offset: int,
+    addresses: NDArray[np.uint64],
+    sizes: NDArray[np.int64],
+    file_of: Callable[[int], Path],
 ) -> None:
     """Write bytes that lie in many places of this process's memory, end to end, to a part of a
     reserved file: `sizes[i]` bytes from `addresses[i]` on. They are copied once, by the system.
+    Raises MX040 if some cannot be read: those of number i are mapped from `file_of(i)`.
     """
     vectors = np.stack([addresses, sizes.astype(np.uint64)], axis=1)
     ends = np.cumsum(sizes)
@@ -358,21 +368,31 @@ def write_from(
                 begun = np.uint64(done - int(ends[first]) + int(sizes[first]))
                 part[0, 0] += begun
                 part[0, 1] -= begun
-                done += _write_vectors(descriptor, part, offset + done, path)
+                written = _write_vectors(descriptor, part, offset + done, path)
+                if written is None:
+                    raise _unreadable(file_of(first))
+                done += written
         finally:
             os.close(descriptor)
 
 
-def _write_vectors(descriptor: int, vectors: NDArray[np.uint64], offset: int, path: Path) -> int:
-    """`os.pwritev` of addresses; how many bytes were written, which may be fewer than asked."""
+def _unreadable(path: Path) -> MixcError:
+    message = "what is to be copied cannot be read any more: a file was cut, or its disk fails"
+    return MixcError(
+        "MX040", message, place=Place(str(path)), help="run `mixc verify` on the store"
+    )
+
+
+def _write_vectors(
+    descriptor: int, vectors: NDArray[np.uint64], offset: int, path: Path
+) -> int | None:
+    """`os.pwritev` of addresses; how many bytes were written, which may be fewer than asked.
+
+    None: the first of them cannot be read.
+    """
     while (written := _PWRITEV(descriptor, vectors.ctypes.data, len(vectors), offset)) < 0:
         if (number := ctypes.get_errno()) == errno.EFAULT:
-            raise MixcError(
-                "MX040",
-                "what is to be copied cannot be read any more: a file was cut, or its disk fails",
-                place=Place(str(path)),
-                help="run `mixc verify` on the store",
-            )
+            return None
         if number != errno.EINTR:
             raise OSError(number, os.strerror(number), str(path))
     return int(written)

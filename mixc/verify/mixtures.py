@@ -32,6 +32,7 @@ def verify_mixture(mixture: Mixture, store: Path | None, full: bool, report: Rep
     check_files(mixture.root, mixture.files(), report)
     if report.problems:
         return
+    mixtures.check_algorithm(mixture)
     with well_formed(mixture.root / mixtures.MANIFEST, report):
         report.rows = mixture.manifest["rows"]
         labels = _check_ledger(mixture, report)

@@ -250,9 +250,10 @@ def run(
 @_workers_option
 @_gather_options
 def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool, **how: Any) -> None:
-    """Say what a run would do, with the same options; write nothing.
+    """Say what a run would do; write nothing.
 
-    Rows, epochs, bytes, time and disk, stage by stage, as far as they can be known yet.
+    Rows, epochs, bytes, time and disk, stage by stage, as far as they can be known yet, of a run
+    with the same options.
     """
     from dataclasses import asdict
 
@@ -288,6 +289,8 @@ def _checked(data: dict[str, Any]) -> str:
     if data["kind"] == "store":
         return f"{text}, {data['documents']:,} documents counted"
     text += f", the ledger adds up over {data['rows']:,} rows in {data['formats']} formats"
+    if not data["derived"]:
+        return f"{text}; it has no provenance, and no store beside it to derive where rows are from"
     if data["traced_rows"]:
         text += f", {data['traced_rows']:,} of them traced to the store token by token"
         return text + (" (--full traces all)" if data["traced_rows"] < data["rows"] else "")

@@ -29,7 +29,7 @@ ENGINES = ("auto", "fastokens", "gigatoken", "tokenizers")
 REMOTE = ("s3", "gs", "https", "http", "hf")
 WEIGHT_WORDS = ("solved", "natural", "uniform", "unimax")
 RECIPE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-LATER_KEYS = ("stages", "row_len", "packing", "document_weights")
+LATER_KEYS = ("stages", "row_len", "packing", "document_weights", "provenance")
 RESERVED_NAMES = ("manifest.json", "tokenizer.json", "holdout.arrow")
 DOMAIN_NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 
@@ -369,6 +369,10 @@ class Mixture(Strict):
     stages: Stages = Field(
         default=(),
         description="weights that change along the rows; weights is where a first ramp begins",
+    )
+    provenance: bool = Field(
+        default=True,
+        description="write where each row comes from; false: it is derived from the store if asked",
     )
     formats: Formats = Field(description="the trainers' formats to write")
 

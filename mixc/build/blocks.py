@@ -5,15 +5,15 @@ A block is a pure function of the plan and its number: any worker may make any b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
-from mixc_kernels.gather_spans import Pool
+from mixc_kernels.gather_spans import Pool, populate
 from numpy.typing import NDArray
 
 from mixc.build.provenance import BlockRows
@@ -51,6 +51,7 @@ class Builder:
     Rows are full, and have none, where it is None. `files` are the shards' own.
     `turn` is had by who writes: a file takes one at a time, and who waits there uses a core.
     `published`: what `path` is another name of, if it is; then it is read and never written to.
+    `tables`: whether tables of rows' sources are made. `cold`: the store is read from the disk.
     """
 
     domains: tuple[str, ...]
@@ -66,6 +67,22 @@ class Builder:
     path: Path
     turn: Lock
     published: Path | None = None
+    tables: bool = True
+    cold: Event = field(default_factory=Event)
+
+    def read_ahead(self, domains: Sequence[str], *, workers: int) -> None:
+        """Bring all tokens of domains into memory, in long runs, rather than page by page."""
+        pool = self.columns.tokens
+        wanted = [self.domains.index(name) for name in domains]
+        shards = [i for domain in wanted for i in self.shards_of(domain)]
+        sizes = pool.sizes * self.dtype.itemsize
+        with ThreadPoolExecutor(workers) as crew:
+            list(crew.map(lambda i: populate(pool.addresses[i : i + 1], sizes[i : i + 1]), shards))
+
+    def shards_of(self, domain: int) -> range:
+        """The numbers of a domain's shards."""
+        first = int(self.first_shard[domain])
+        return range(first, first + len(self.streams[domain].shards))
 
 
 @dataclass(frozen=True)
@@ -97,8 +114,12 @@ def make_builder(
     *,
     workers: int,
     published: Path | None = None,
+    tables: bool = True,
 ) -> Builder:
-    """Map the store; the staged stream is at `path`, which may be another name of `published`."""
+    """Map the store; the staged stream is at `path`, which may be another name of `published`.
+
+    `tables`: whether blocks' tables are made.
+    """
     _ = store.all_held_ids  # read once, before threads ask for it
 
     def open_stream(name: str) -> DomainStream:
@@ -125,6 +146,7 @@ def make_builder(
         path=path,
         turn=Lock(),
         published=published,
+        tables=tables,
     )
 
 

@@ -52,7 +52,7 @@ def build_blocks(
             setup=_make_builder,
             arguments=(
                 *(store.root, store.store_hash, plan.domains),
-                *(supply.layout, supply.weights, stream, published),
+                *(supply.layout, supply.weights, stream, published, plan.provenance),
             ),
             cluster=cluster,
             report=lambda _: None,
@@ -72,12 +72,15 @@ def _make_builder(
     weights: DocumentWeights | None,
     stream: Path,
     published: Path | None,
+    tables: bool,
 ) -> Builder:
     store = open_store(root)
     if store.store_hash != store_hash:
         raise MixcError("MX045", "the store was replaced meanwhile", place=Place(str(root)))
     supply = make_supply(store, domains, layout, weights)
-    return make_builder(store, supply, domains, stream, workers=1, published=published)
+    return make_builder(
+        store, supply, domains, stream, workers=1, published=published, tables=tables
+    )
 
 
 def _build(builder: Builder, task: BlockTask, report: Report) -> BlockDone:  # noqa: ARG001

@@ -6,6 +6,7 @@ Python's, and all share one copy of the documents' lengths and orders.
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import xxhash
-from mixc_kernels.gather_spans import span_addresses
+from mixc_kernels.gather_spans import populate, span_addresses
 from numpy.typing import NDArray
 
 from mixc.build.blocks import BlockTask, Builder, Finder, Origin, from_store, sources_of
@@ -39,7 +40,7 @@ class BlockDone:
     rows: int
     digest: str
     tokens: NDArray[Any]
-    table: pa.Table
+    table: pa.Table | None
     taken: tuple[dict[int, int], ...]
 
 
@@ -57,7 +58,7 @@ def build_block(builder: Builder, task: BlockTask, find: Finder = from_store) ->
     """
     rows = sources_of(builder, task)
     digest, tokens = place_tokens(builder, task, find, rows)
-    table = block_table(rows, builder.domains)
+    table = block_table(rows, builder.domains) if builder.tables else None
     sums = taken(rows, len(builder.domains))
     return BlockDone(task.number, len(task.labels), digest, tokens, table, sums)
 
@@ -113,9 +114,19 @@ def _write(
         holding = np.flatnonzero((pool.addresses <= address) & (address < ends))
         return origin.files[int(holding[0])] if len(holding) else builder.path
 
+    if builder.cold.is_set():  # who waits for the disk with the file in hand lets all others wait
+        populate(addresses, length * width)
     with builder.turn:
+        before = _major_faults()
         commit.write_from(builder.path, offset, addresses, length * width, file_of)
+        if _major_faults() > before:
+            builder.cold.set()
     return block_digest(tokens), tokens
+
+
+def _major_faults() -> int:
+    """How often this thread has waited for the disk to fill a page."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
 
 
 def _whole_rows(

@@ -26,6 +26,17 @@ def two_passes(asked: str, plan: BuildPlan, store: Store) -> bool:
     return size > _CACHED * free_memory() and seeks(store.root)
 
 
+def read_whole(plan: BuildPlan, store: Store) -> list[str]:
+    """The domains that are best read from one end to the other before they are gathered from.
+
+    These are all whose rows take most of them, if memory holds what there is of them.
+    """
+    pairs = zip(plan.domains, plan.counts.rows.tolist(), strict=True)
+    found = [name for name, rows in pairs if 2 * rows * plan.row_len >= store.domains[name].tokens]
+    size = sum(store.domains[name].tokens for name in found) * store.dtype.itemsize
+    return found if size <= _CACHED * free_memory() else []
+
+
 def free_memory() -> int:
     """Bytes that files may be cached in: of this machine, or of this process's control group."""
     found = re.search(r"^MemAvailable: +(\d+) kB", _read("/proc/meminfo"), re.M)

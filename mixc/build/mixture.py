@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mixc.build import provenance
 from mixc.build.plan import ALGORITHM
 from mixc.errors import MixcError, Place
 from mixc.registry import WRITERS
@@ -41,10 +42,12 @@ class Mixture:
         groups = [self.manifest["formats"], held["formats"]]
         groups += [domain["formats"] for domain in held["domains"].values()]
         listed = [record for group in groups for one in group.values() for record in one["files"]]
-        listed.append(self.manifest["provenance"])
         if "document_weights" in self.manifest:
             listed.append(self.manifest["document_weights"]["file"])
-        return [FileRecord(**record) for record in listed]
+        return [
+            *(FileRecord(**record) for record in listed),
+            *provenance.listed(self.manifest["provenance"]),
+        ]
 
     def whole(self) -> bool:
         """Whether every file is there in its size."""

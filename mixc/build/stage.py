@@ -23,6 +23,7 @@ from mixc.build.export import Exporter
 from mixc.build.foresight import check_disk
 from mixc.build.gather import BlockDone, block_digest, build_blocks, read_block, stream_hash
 from mixc.build.held import HeldOut, stage_held_out, stage_together, staged_sequences
+from mixc.build.medium import read_whole
 from mixc.build.mixture import Mixture, open_mixture
 from mixc.build.plan import ALGORITHM, BuildPlan
 from mixc.build.reuse import Reuse
@@ -111,7 +112,7 @@ def _make(site: Site) -> dict[str, Any]:
     held = _hold_out(site, export, there.get("holdout", _NOTHING))
     return (
         _describe_rows(plan, site.store, labels, staged)
-        | {"formats": formats, "holdout": held, "provenance": staged.provenance.as_dict()}
+        | {"formats": formats, "holdout": held, "provenance": staged.provenance}
         | _describe_weights(plan, weights_file)
     )
 
@@ -239,7 +240,7 @@ class _Staged:
     digests: list[str]
     xxh3: str
     taken: dict[str, dict[int, int]]
-    provenance: FileRecord
+    provenance: dict[str, Any]
 
 
 def _gather(
@@ -257,8 +258,13 @@ def _gather(
     plan, whole = site.plan, xxhash.xxh3_128()
     with (
         progress.task("build mixture", plan.rows, "rows") as bar,
-        commit.create(site.tree / provenance.FILE) as file,
-        provenance.RowsWriter(file, plan.domains) as writer,
+        provenance.RowsWriter(
+            site.tree,
+            plan.domains,
+            rows=plan.rows,
+            block_rows=plan.block_rows,
+            kept=plan.provenance,
+        ) as writer,
     ):
         for done in _blocks(site, stream, labels, {**reused, **known}, decks):
             if known.get(done.number) != done.digest:
@@ -270,7 +276,8 @@ def _gather(
                 commit.start_sync(stream, offset, done.tokens.nbytes)
             writer.add(done.table, done.taken, done.digest)
             bar.advance(done.rows)
-    return _Staged(writer.digests, whole.hexdigest(), writer.taken, file.record(provenance.FILE))
+        entry = writer.finish()
+    return _Staged(writer.digests, whole.hexdigest(), writer.taken, entry)
 
 
 def _blocks(
@@ -290,9 +297,14 @@ def _blocks(
         )
         return
     builder = make_builder(
-        store, plan.supply, plan.domains, stream, workers=workers, published=published
+        *(store, plan.supply, plan.domains, stream),
+        workers=workers,
+        published=published,
+        tables=plan.provenance,
     )
     buckets = site.work / "buckets"
+    if not site.twice:
+        builder.read_ahead(read_whole(plan, store), workers=workers)
 
     def choose(tasks: Iterable[BlockTask]) -> Finder:
         commit.remove(buckets)

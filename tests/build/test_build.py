@@ -1,5 +1,6 @@
 """The whole build, checked against the bytes that it wrote and the store that it read."""
 
+import itertools
 import os
 import tempfile
 from collections import Counter
@@ -30,7 +31,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mixc import pipeline
-from mixc.build import gather
+from mixc.build import blocks, gather
 from mixc.build.counts import row_counts
 from mixc.errors import MixcError
 from mixc.recipe import load
@@ -474,3 +475,30 @@ def test_rows_of_one_token_more_share_none(tmp_path):
     check_ledger(store, mixture)
     check_order(mixture)
     assert verify(mixture.root, full=True).traced_rows == 40
+
+
+def test_a_store_that_is_read_from_the_disk_gives_the_same_bytes(tmp_path, monkeypatch):
+    """Pages are then fetched before the file is taken in hand, each block's or all of a domain."""
+    asked, found = [], []
+    populate = gather.populate
+    monkeypatch.setattr(gather, "populate", lambda *which: (asked.append(1), populate(*which)))
+    for name, faults in (("warm", itertools.repeat(0)), ("cold", itertools.count())):
+        with pytest.MonkeyPatch.context() as patch, small_blocks(16 * 9):
+            patch.setattr(gather, "_major_faults", lambda faults=faults: next(faults))
+            found.append(make_mixture(tmp_path / name, CORPUS, mixture=BUILD)[1])
+        assert len(asked) == (0 if name == "warm" else 4)  # of 5 blocks; the first one tells
+    assert np.array_equal(flat(found[0]), flat(found[1]))
+
+
+@pytest.mark.parametrize("share", [0.2, 0.8])
+def test_domains_that_are_used_whole_are_read_ahead(tmp_path, monkeypatch, share):
+    read, ahead = [], blocks.Builder.read_ahead
+
+    def spy(builder, domains, **how):
+        read.extend(domains)
+        ahead(builder, domains, **how)
+
+    monkeypatch.setattr(blocks.Builder, "read_ahead", spy)
+    weights = {"code": share, "prose": 1 - share, "web": 0}
+    make_mixture(tmp_path, CORPUS, mixture=BUILD | {"weights": weights})
+    assert read == (["prose"] if share == 0.2 else ["code"])

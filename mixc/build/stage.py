@@ -303,12 +303,13 @@ def _blocks(
         tables=plan.provenance,
     )
     buckets = site.work / "buckets"
-    if not site.twice:
-        builder.read_ahead(read_whole(plan, store), workers=workers)
 
     def choose(tasks: Iterable[BlockTask]) -> Finder:
         commit.remove(buckets)
         if not site.twice:
+            counts = (np.bincount(task.labels, minlength=len(plan.domains)) for task in tasks)
+            rows = sum(counts, np.zeros(len(plan.domains), np.int64))
+            builder.read_ahead(read_whole(plan, store, rows), workers=workers)
             return from_store
         made = Buckets(builder, buckets, size=bucket_bytes(plan.bytes))
         made.fill(tasks, workers=workers)

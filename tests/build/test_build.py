@@ -502,3 +502,8 @@ def test_domains_that_are_used_whole_are_read_ahead(tmp_path, monkeypatch, share
     weights = {"code": share, "prose": 1 - share, "web": 0}
     make_mixture(tmp_path, CORPUS, mixture=BUILD | {"weights": weights})
     assert read == (["prose"] if share == 0.2 else ["code"])
+    read.clear()
+    more = [*BUILD["formats"], "mds"]
+    recipe = load(tmp_path / "recipe.yaml", [f"mixture.formats=[{', '.join(more)}]"])
+    assert "mds" in pipeline.build_mixture(recipe, workers=1).manifest["formats"]
+    assert read == []  # nothing of the store is gathered

@@ -20,6 +20,7 @@ _size = types.uintp
 _memcpy: Any = types.ExternalFunction("memcpy", _size(_size, _size, _size))
 _madvise: Any = types.ExternalFunction("madvise", types.int32(_size, _size, types.int32))
 _POPULATE_READ, _PAGE = 22, PAGESIZE
+_FETCHED = 256  # bytes of a span that are asked for ahead
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,37 @@ def _populate(addresses: NDArray[np.uint64], sizes: Index) -> None:  # pragma: n
     for i in range(len(addresses)):
         begin = addresses[i] // page * page
         _madvise(begin, addresses[i] - begin + np.uint64(sizes[i]), np.int32(_POPULATE_READ))
+
+
+def fetch_begins(vectors: NDArray[np.uint64]) -> None:
+    """Let memory send the first bytes of what is copied next: addresses and sizes, uint64[n, 2].
+
+    Spans lie far apart, and who copies one after the other waits for each. It reads nothing, so
+    that no address can be wrong.
+    """
+    _fetch_begins(vectors)
+
+
+@intrinsic
+def _prefetch(typing: Any, address: Any) -> Any:  # noqa: ARG001 # pragma: no cover - compiled
+    """Ask for the cache line at an address."""
+
+    def ask(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        read, keep, data = word(0), word(3), word(1)
+        builder.call(function, [builder.inttoptr(arguments[0], byte), read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(types.uint64), ask
+
+
+@numba.njit(cache=True, nogil=True)
+def _fetch_begins(vectors: NDArray[np.uint64]) -> None:  # pragma: no cover - compiled
+    for i in range(len(vectors)):
+        for at in range(0, min(vectors[i, 1], np.uint64(_FETCHED)), 64):
+            _prefetch(vectors[i, 0] + np.uint64(at))  # type: ignore[call-arg]
 
 
 def gather_spans_reference(

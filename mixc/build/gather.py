@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import xxhash
-from mixc_kernels.gather_spans import populate, span_addresses
+from mixc_kernels.gather_spans import fetch_begins, populate, span_addresses
 from numpy.typing import NDArray
 
 from mixc.build.blocks import BlockTask, Builder, Finder, Origin, from_store, sources_of
@@ -118,7 +118,7 @@ def _write(
         populate(addresses, length * width)
     with builder.turn:
         before = _major_faults()
-        commit.write_from(builder.path, offset, addresses, length * width, file_of)
+        commit.write_from(builder.path, offset, addresses, length * width, file_of, fetch_begins)
         if _major_faults() > before:
             builder.cold.set()
     return block_digest(tokens), tokens

@@ -35,7 +35,7 @@ CONTROL = ".mixc"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _SYNC_WRITE = 2  # SYNC_FILE_RANGE_WRITE
 _PIECE, _BEGIN = 1 << 20, 1 << 23
-_VECTORS = 1024  # as many as POSIX systems take at a time
+_VECTORS = 256  # POSIX systems take 1024 at a time; what these name fits in a cache
 _PWRITEV = ctypes.CDLL(None, use_errno=True).pwritev
 _PWRITEV.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
 _PWRITEV.restype = ctypes.c_ssize_t
@@ -351,10 +351,12 @@ def write_from(
     addresses: NDArray[np.uint64],
     sizes: NDArray[np.int64],
     file_of: Callable[[int], Path],
+    before: Callable[[NDArray[np.uint64]], None] = lambda _: None,
 ) -> None:
     """Write bytes that lie in many places of this process's memory, end to end, to a part of a
-    reserved file: `sizes[i]` bytes from `addresses[i]` on. They are copied once, by the system.
-    Raises MX040 if some cannot be read: those of number i are mapped from `file_of(i)`.
+    reserved file: `sizes[i]` bytes from `addresses[i]` on. They are copied once, by the system;
+    `before` is told which are next (both, uint64[n, 2]). Raises MX040 if some cannot be read:
+    those of number i are mapped from `file_of(i)`.
     """
     vectors = np.stack([addresses, sizes.astype(np.uint64)], axis=1)
     ends = np.cumsum(sizes)
@@ -368,6 +370,7 @@ def write_from(
                 begun = np.uint64(done - int(ends[first]) + int(sizes[first]))
                 part[0, 0] += begun
                 part[0, 1] -= begun
+                before(part)
                 written = _write_vectors(descriptor, part, offset + done, path)
                 if written is None:
                     raise _unreadable(file_of(first))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixc_kernels.gather_spans import (
+    fetch_begins,
     gather_spans,
     gather_spans_reference,
     make_pool,
@@ -146,3 +147,12 @@ def test_pages_of_a_file_that_was_cut_are_no_error(tmp_path):
     os.truncate(path, 4096)
     populate(np.array([mapped.ctypes.data], np.uint64), np.array([1 << 20]))
     assert mapped[0] == 0
+
+
+def test_what_is_asked_for_ahead_may_stand_anywhere():
+    """Nothing is read, so that nothing can go wrong: nor where there is no memory at all."""
+    values = np.arange(1000, dtype=np.uint16)
+    addresses = [values.ctypes.data, values.ctypes.data + 1999, 0, 1, 1 << 47, (1 << 64) - 1]
+    fetch_begins(np.array([[a, size] for a in addresses for size in (0, 1, 1 << 20)], np.uint64))
+    fetch_begins(np.zeros((0, 2), np.uint64))
+    assert values.tolist() == list(range(1000))

@@ -139,9 +139,12 @@ def test_bytes_of_many_places_are_written_end_to_end(spans, times, most):
         commit.reserve(path, 10 + int(sizes.sum()))
         if times == 1:
             patch.setattr(commit, "_write_vectors", short)
-        commit.write_from(path, 10, addresses, sizes, None)
+        told = []
+        commit.write_from(path, 10, addresses, sizes, None, lambda part: told.append(part.copy()))
         expected = b"".join(bytes(held[start : start + size]) for start, size in spans)
         assert path.read_bytes() == bytes(10) + expected
+        if times != 1:  # it is told of all that is copied, in order
+            assert np.concatenate([np.zeros((0, 2)), *told])[:, 1].sum() == sizes.sum()
 
 
 def test_memory_that_is_not_there_is_an_error_and_no_death(tmp_path):

@@ -324,6 +324,35 @@ def inspect(path: Path, as_json: bool, **options: Any) -> None:
 
 
 @cli.command()
+@_recipe_options
+@click.option(
+    "--mix",
+    "mixes",
+    multiple=True,
+    required=True,
+    metavar="NAME",
+    help="solved, a method (natural, uniform, doremi, ...) or a .json file of weights. Repeatable.",
+)
+@click.option(
+    "--seeds", type=click.IntRange(1), default=3, show_default=True, help="Models for each mix."
+)
+def compare(
+    recipe: Path, overrides: tuple[str, ...], as_json: bool, mixes: tuple[str, ...], seeds: int
+) -> None:
+    """Rank mixes by small models, trained at equal compute.
+
+    Each mix trains the recipe's proxy once for every seed.
+
+    All mixes share seeds, initialisation and the order of each domain's rows; intervals are those
+    of differences to the best mix, seed by seed.
+    """
+    from mixc.compare import compare_mixes
+    from mixc.report import tables
+
+    _give(compare_mixes(_load(recipe, overrides), mixes, seeds=seeds), as_json, tables.league)
+
+
+@cli.command()
 @click.argument("a", type=_PATH)
 @click.argument("b", type=_PATH)
 @_json_option

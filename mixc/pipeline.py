@@ -127,7 +127,9 @@ def current_store(recipe: Recipe) -> Store:
 
 def mixture_stages(recipe: Recipe, store: Store) -> list[StageWeights]:
     """The weights that the recipe's mixture asks for, stage by stage."""
-    found = [_weights(recipe, store, asked, keys) for keys, asked in recipe.mixture.asked_weights()]
+    found = [
+        weights_of(recipe, store, asked, *keys) for keys, asked in recipe.mixture.asked_weights()
+    ]
     if not recipe.mixture.stages:
         return [StageWeights(1.0, found[0])]
     stages = recipe.mixture.stages
@@ -139,10 +141,13 @@ def mixture_stages(recipe: Recipe, store: Store) -> list[StageWeights]:
     ]
 
 
-def _weights(
-    recipe: Recipe, store: Store, asked: str | dict[str, float], keys: tuple[str | int, ...]
+def weights_of(
+    recipe: Recipe, store: Store, asked: str | dict[str, float], *keys: str | int
 ) -> dict[str, float]:
-    """The weights, by domain, that stand under these keys of the recipe."""
+    """The weights, by domain, that are asked for under these keys of the recipe.
+
+    Raises MX041 or MX045 if solved ones are asked for, and are not there or stale.
+    """
     if isinstance(asked, dict):
         return dict(asked)
     if asked.endswith(".json"):

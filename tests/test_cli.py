@@ -21,6 +21,7 @@ COMMANDS = [
     "plan",
     "verify",
     "inspect",
+    "compare",
     "diff",
     "megatron-cache",
     "schema",

@@ -20,6 +20,7 @@ FLOORS = [
     {"tokenize", "proxy", "build"},
     {"solve", "verify", "inspect", "diff"},
     {"methods", "pipeline"},
+    {"compare"},
     {"cli"},
     {"__main__"},
 ]

@@ -13,7 +13,7 @@ bias, step by step and domain by domain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -29,7 +29,8 @@ if TYPE_CHECKING:  # torch takes a second to import, and the recipe's schema nee
     from torch import Tensor
 
     from mixc.proxy.model import Model
-    from mixc.proxy.train import Batch, Batches, Objective, OnStep, Trained, TrainOptions
+    from mixc.proxy.train import Batch, Batches, Objective, Records, Trained
+    from mixc.solve.trainer import Trainer
 
 
 class Options(Strict):
@@ -73,15 +74,13 @@ def solve(problem: Problem, options: Options) -> Solution:
     lab, count = problem.lab, len(problem.domains)
     uniform = np.full(count, 1 / count)
     natural = problem.tokens / problem.tokens.sum()
-    with lab.progress("solve weights", models=2) as on_step:
-        result = run(
-            lab.train_options(),
-            lab.batches(natural if options.reference == "natural" else uniform),
-            lab.batches(uniform),
-            count,
-            options,
-            on_step=on_step,
-        )
+    result = run(
+        lab.trainer,
+        lab.batches(natural if options.reference == "natural" else uniform),
+        lab.batches(uniform),
+        count,
+        options,
+    )
     low, high = block_bootstrap(result.alpha, seed=problem.seed)
     return Solution(
         weights=result.alpha_mean,
@@ -106,7 +105,7 @@ def solve(problem: Problem, options: Options) -> Solution:
 
 
 def run(
-    train_options: TrainOptions,
+    trainer: Trainer,
     reference_batches: Batches,
     proxy_batches: Batches,
     domains: int,
@@ -114,45 +113,36 @@ def run(
     *,
     reference_init: Mapping[str, Tensor] | None = None,
     proxy_init: Mapping[str, Tensor] | None = None,
-    on_step: Callable[[str, int, float], None] | None = None,
 ) -> DoReMiResult:
     """Train the reference on one sampler and the proxy on the other (paper, algorithm 1).
 
     `reference_batches` should draw from the mix `options.reference`, `proxy_batches` evenly from
     the `domains` domains. Both models start from the same seed, or from the state dicts given.
-    `on_step` gets "reference" or "proxy", the step and its mean loss. Tokens are those trained
-    on, by both models; flops include the reference's forward pass beside the proxy.
+    Tokens are those trained on, by both models; flops include the reference's forward pass beside
+    the proxy.
 
     Errors: MX050 when either model diverges.
     """
     from mixc.proxy.presets import flops_per_token
-    from mixc.proxy.train import mean_loss, train
 
-    def report(who: str) -> OnStep | None:
-        return None if on_step is None else lambda step, loss: on_step(who, step, loss)
-
-    reference = train(
-        train_options,
-        reference_batches,
-        mean_loss,
-        init=reference_init,
-        on_step=report("reference"),
-    )
-    steps: list[_Step] = []
-    objective = _group_dro(reference.model, domains, options, steps)
-    proxy = train(train_options, proxy_batches, objective, init=proxy_init, on_step=report("proxy"))
-    shape, vocab, length = train_options.shape, train_options.vocab_size, train_options.seq_len
-    alpha = np.stack([step.alpha for step in steps])
+    reference = trainer.train("reference", reference_batches, init=reference_init)
+    steps = trainer.options.steps
+    names = ("alpha", "lam", "excess", "present")
+    records = {name: np.zeros((steps, domains)) for name in names}
+    objective = _group_dro(reference.model, options, records)
+    proxy = trainer.train("proxy", proxy_batches, objective, records=records, init=proxy_init)
+    model = trainer.options
+    scored = flops_per_token(model.shape, model.vocab_size, model.seq_len) * proxy.tokens
     return DoReMiResult(
-        alpha_mean=alpha.mean(axis=0),
-        alpha=alpha,
-        lam=np.stack([step.lam for step in steps]),
-        excess=np.stack([step.excess for step in steps]),
-        present=np.stack([step.present for step in steps]),
+        alpha_mean=records["alpha"].mean(axis=0),
+        alpha=records["alpha"],
+        lam=records["lam"],
+        excess=records["excess"],
+        present=records["present"] > 0,
         reference=reference,
         proxy=proxy,
         tokens=reference.tokens + proxy.tokens,
-        flops=reference.flops + proxy.flops + flops_per_token(shape, vocab, length) * proxy.tokens,
+        flops=reference.flops + proxy.flops + scored,
     )
 
 
@@ -195,18 +185,8 @@ def update(
     return stepped + smoothing * (1.0 / len(alpha) - stepped)
 
 
-@dataclass(frozen=True)
-class _Step:
-    """The domain weights' side of a step; each array is [K]."""
-
-    alpha: NDArray[np.float64]
-    lam: NDArray[np.float64]
-    excess: NDArray[np.float64]
-    present: NDArray[np.bool_]
-
-
-def _group_dro(reference: Model, K: int, options: Options, steps: list[_Step]) -> Objective:
-    """The proxy's objective, which appends to `steps` as it goes.
+def _group_dro(reference: Model, options: Options, records: Records) -> Objective:
+    """The proxy's objective. Step t writes row t of each record [steps, K].
 
     Alpha moves between the forward and the backward pass, so the weights of step t act on the
     loss of step t; that loss is unclipped, and without the reference's part, a constant.
@@ -216,16 +196,19 @@ def _group_dro(reference: Model, K: int, options: Options, steps: list[_Step]) -
     from mixc.proxy.train import batch_losses, weighted_loss
 
     reference.eval().requires_grad_(False)
+    K = records["alpha"].shape[1]
 
-    def objective(_step: int, losses: Tensor, batch: Batch) -> Tensor:
+    def objective(step: int, losses: Tensor, batch: Batch) -> Tensor:
         with torch.no_grad():
             over = (losses - batch_losses(reference, batch)).cpu().numpy()
         domain = np.repeat(batch.domain, over.shape[1])
         lam, present = domain_excess(over.ravel(), domain, K)
         excess, _ = _domain_mean(over.ravel(), domain, K)
-        before = steps[-1].alpha if steps else np.full(K, 1.0 / K)
+        before = records["alpha"][step - 1] if step else np.full(K, 1.0 / K)
         alpha = update(before, lam, present, options.eta, options.smoothing)
-        steps.append(_Step(alpha, lam, excess, present))
+        found = {"alpha": alpha, "lam": lam, "excess": excess, "present": present}
+        for name, values in found.items():
+            records[name][step] = values
         return weighted_loss(losses, batch, alpha)
 
     return objective

@@ -1,4 +1,4 @@
-"""Held-out loss of a model on a stream of tokens."""
+"""Held-out losses of a model on a stream of tokens."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mixc.proxy.device import deterministic
 from mixc.proxy.loss import token_losses
 from mixc.proxy.model import Model
-from mixc.proxy.train import deterministic
 
 _BATCH_TOKENS = 16_384
 
 
-def domain_nats(
+def stream_losses(
     model: Model, stream: NDArray[np.integer], seq_len: int, device: torch.device | str
-) -> tuple[float, int]:
-    """Summed loss in nats (in float64) over `stream` (tokens, 1-D), and how many were predicted.
+) -> NDArray[np.float32]:
+    """Loss in nats of each token of `stream` (1-D) but the first, float32[tokens - 1].
 
-    Windows of seq_len + 1 tokens overlap by one, so that every token but the first is predicted
-    exactly once, from the tokens before it in its window; the last window may be shorter. The
-    model is moved to `device`. A stream of fewer than two tokens gives (0.0, 0).
+    Windows of seq_len + 1 tokens overlap by one, so that every token is predicted exactly once,
+    from the tokens before it in its window; the last window may be shorter. The model is moved to
+    `device`. A stream of fewer than two tokens has no losses.
     """
     model.to(device)
-    total = 0.0
+    parts = [np.zeros(0, np.float32)]
     with deterministic(torch.device(device)), torch.no_grad():
         for tokens in _windows(stream.astype(np.int64), seq_len):
             there = torch.from_numpy(tokens).to(device)
             hidden: Tensor = model(there[:, :-1])
-            total += token_losses(hidden, model.head, there[:, 1:]).double().sum().item()
-    return total, max(0, len(stream) - 1)
+            parts.append(token_losses(hidden, model.head, there[:, 1:]).flatten().cpu().numpy())
+    return np.concatenate(parts)
 
 
 def _windows(stream: NDArray[np.int64], seq_len: int) -> Iterator[NDArray[np.int64]]:

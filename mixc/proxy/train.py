@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mixc.errors import MixcError
+from mixc.proxy.checkpoint import Checkpoint, State
+from mixc.proxy.device import deterministic, pick_device
 from mixc.proxy.loss import token_losses
 from mixc.proxy.model import Model
 from mixc.proxy.presets import Shape, default_learning_rate, flops_per_token
@@ -27,10 +27,15 @@ class Batch:
     domain: NDArray[np.int64]
 
 
-# The batch of a step, counted from 0: a pure function.
+# The batch of a step, counted from 0: a pure function. It may read records of the steps before.
 Batches = Callable[[int], Batch]
-# (step, losses float32[B, T] in nats, batch) -> the scalar to minimise; it may keep records.
+# (step, losses float32[B, T] in nats, batch) -> the scalar to minimise.
 Objective = Callable[[int, Tensor, Batch], Tensor]
+# (model, step, batch) -> losses float32[B, T], detached; leaves a gradient in every parameter.
+Backward = Callable[[Model, int, Batch], Tensor]
+# Arrays [steps, ...]; step t writes row t and may read the rows before. All that a method
+# carries from step to step stands here, since this is what checkpoints keep.
+Records = dict[str, NDArray[np.float64]]
 # (step, mean loss of the batch in nats)
 OnStep = Callable[[int, float], None]
 
@@ -72,38 +77,62 @@ def train(
     batches: Batches,
     objective: Objective,
     *,
+    backward: Backward | None = None,
+    records: Records | None = None,
     init: Mapping[str, Tensor] | None = None,
     on_step: OnStep | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Trained:
     """Train a fresh model, or one that starts from the weights `init` (a state dict).
 
     AdamW (arXiv:1711.05101) under `rate_at`, decay on matrices only, gradients clipped by their
-    norm. Two runs on one machine agree to the bit; no global generator is used or set.
+    norm. A `backward` takes the objective's place where a method needs more than the gradient of
+    one scalar. Two runs on one machine agree to the bit, also where one was stopped and went on
+    from its `checkpoint`; no global generator is used or set.
 
     Errors: MX050 when the loss or the gradient is no longer finite; MX007 for a missing device.
     """
     device = pick_device(options.device)
-    losses = np.zeros(options.steps)
-    tokens = 0
     with deterministic(device):
         model = _start(options, device, init)
-        optimiser = _optimiser(model, options)
-        for step in range(options.steps):
-            batch = batches(step)
-            per_token = batch_losses(model, batch)
-            losses[step] = per_token.detach().double().mean().item()
-            _check_finite("loss", float(losses[step]), step, options)
-            _set_rate(optimiser, rate_at(step, options))
-            optimiser.zero_grad(set_to_none=True)
-            objective(step, per_token, batch).backward()  # type: ignore[no-untyped-call]
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
-            _check_finite("gradient's norm", norm.item(), step, options)
-            optimiser.step()
-            tokens += per_token.numel()
+        losses = np.zeros(options.steps)
+        state = State(model, _optimiser(model, options), {} if records is None else records, losses)
+        if checkpoint is not None:
+            checkpoint.restore(state)
+        while state.step < options.steps:
+            batch = batches(state.step)
+            _step(options, state, batch, objective, backward)
             if on_step is not None:
-                on_step(step, float(losses[step]))
+                on_step(state.step - 1, float(losses[state.step - 1]))
+            if checkpoint is not None and (checkpoint.due() or state.step == options.steps):
+                checkpoint.save(state)
     forward = flops_per_token(options.shape, options.vocab_size, options.seq_len)
-    return Trained(model, losses, tokens, 3 * forward * tokens)
+    return Trained(model, losses, state.tokens, 3 * forward * state.tokens)
+
+
+def _step(
+    options: TrainOptions,
+    state: State,
+    batch: Batch,
+    objective: Objective,
+    backward: Backward | None,
+) -> None:
+    """One update of the model on a batch."""
+    step, optimiser = state.step, state.optimiser
+    optimiser.zero_grad(set_to_none=True)
+    losses = (
+        batch_losses(state.model, batch) if backward is None else backward(state.model, step, batch)
+    )
+    loss = losses.detach().double().mean().item()
+    _check_finite("loss", loss, step, options)
+    if backward is None:
+        objective(step, losses, batch).backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), options.clip)
+    _check_finite("gradient's norm", norm.item(), step, options)
+    _set_rate(optimiser, rate_at(step, options))
+    optimiser.step()
+    state.losses[step] = loss
+    state.step, state.tokens = step + 1, state.tokens + losses.numel()
 
 
 def mean_loss(step: int, losses: Tensor, batch: Batch) -> Tensor:  # noqa: ARG001 (an Objective)
@@ -138,38 +167,6 @@ def rate_at(step: int, options: TrainOptions) -> float:
         return peak * ((step + 1) / rise)
     done = (step + 1 - rise) / (options.steps - rise)
     return peak * (options.final_lr + (1 - options.final_lr) * 0.5 * (1 + math.cos(math.pi * done)))
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is cuda where there is one, else cpu. Errors: MX007 for cuda where there is none."""
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise MixcError(
-            "MX007",
-            "solve.proxy.device is cuda, but no CUDA device is here",
-            help="set solve.proxy.device to auto or cpu",
-        )
-    return torch.device(("cuda" if available else "cpu") if name == "auto" else name)
-
-
-@contextmanager
-def deterministic(device: torch.device) -> Iterator[None]:
-    """While the block runs, only algorithms that repeat to the bit; then torch's earlier settings.
-
-    What the model does on a CPU repeats as it is, and the setting there takes seconds to import.
-    CUBLAS_WORKSPACE_CONFIG stays set: cuBLAS reads it once, at its first use in the process.
-    """
-    if device.type == "cpu":
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    enabled = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
 
 
 def _start(options: TrainOptions, device: torch.device, init: Mapping[str, Tensor] | None) -> Model:

@@ -115,6 +115,41 @@ def weights(path: str, manifest: Mapping[str, Any]) -> None:
     table(f"weights {path}", columns, rows)
 
 
+def league(found: Mapping[str, Any]) -> None:
+    """Mixes in the order of their bits per byte, each beside the best."""
+    mixes = found["mixes"]
+    rows = []
+    for name, entry in mixes.items():
+        low, high = entry["low"], entry["high"]
+        interval = "-" if low is None or high is None else f"{low:+.4f} to {high:+.4f}"
+        cost = entry.get("solve_flops")
+        rows.append(
+            [
+                name,
+                f"{entry['mean']:.4f}",
+                f"{entry['over_best']:+.4f}" if entry["over_best"] else "",
+                interval if entry["over_best"] else "",
+                f"{entry['worst']:.4f} {entry['worst_domain']}",
+                *([] if cost is None else [f"{cost:.2g}" if cost else "nothing"]),
+            ]
+        )
+    columns = ["mix", "bits/byte", "over best", "interval", "worst domain"]
+    columns += ["solve FLOPs"] if rows and len(rows[0]) > len(columns) else []
+    count = len(found["seeds"])
+    title = f"{count} seed{'s' if count > 1 else ''} each, the same for all"
+    table(f"{found['runs']} runs, {title}", columns, rows)
+    domains = next(iter(mixes.values()))["bits_per_byte"]
+    cells = [
+        [domain, *(_bits(entry["bits_per_byte"][domain]) for entry in mixes.values())]
+        for domain in domains
+    ]
+    table("bits per byte", ("domain", *mixes), cells)
+
+
+def _bits(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
 def mixture(summary: Mapping[str, Any]) -> None:
     """What a mixture holds, and how to open it."""
     rows = []

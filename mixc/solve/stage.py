@@ -23,12 +23,17 @@ from mixc.store.hashes import FileRecord, check_file, key_of, seal
 from mixc.store.store import Store
 
 ALGORITHM = 1  # a change of what methods find, from the same store and options, raises it
+RUNS = Path("solve", "runs")  # what training on fixed mixes came to, for later solves too
 _CPU_SHARE = 0.4  # of a large product's speed, what training a small model reaches on a CPU
 BASELINES = ("natural", "uniform", "unimax")
 
 
-def make_problem(recipe: Recipe, store: Store) -> Problem:
-    """The recipe's domains as a problem for methods."""
+def make_problem(recipe: Recipe, store: Store, staging: Path | None = None) -> Problem:
+    """The recipe's domains as a problem for methods.
+
+    Trainings keep their checkpoints in `staging`, and runs on fixed mixes stay in the workdir's
+    `solve/runs/`; without a staging folder nothing is written.
+    """
     options = recipe.mixture
     if not any(domain.training_tokens for domain in store.domains.values()):
         raise MixcError(
@@ -41,7 +46,14 @@ def make_problem(recipe: Recipe, store: Store) -> Problem:
         domains=tuple(store.domains),
         tokens=np.array([domain.training_tokens for domain in store.domains.values()], np.int64),
         seed=recipe.seed,
-        lab=Lab(store, proxy, seed=recipe.seed),
+        lab=Lab(
+            store,
+            proxy,
+            seed=recipe.seed,
+            staging=staging,
+            folder=None if staging is None else recipe.workdir_path / RUNS,
+            key="" if staging is None else weights_key(recipe, store),
+        ),
         target_tokens=options.row_count * options.row_tokens,
         max_epochs=options.max_epochs,
     )
@@ -125,7 +137,7 @@ def solve_weights(recipe: Recipe, store: Store) -> SolvedWeights:
             commit.remove(staging)
             return solved
         old = _old_trajectory(final)
-        problem = make_problem(recipe, store)
+        problem = make_problem(recipe, store, staging)
         solution = run_method(recipe.solve.method, problem, recipe.solve.options)
         trajectory = _stage_trajectory(staging, problem, solution)
         manifest = _manifest(recipe, store, problem, solution, trajectory)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mixc.proxy import evaluate
-from mixc.proxy.evaluate import domain_nats
+from mixc.proxy.evaluate import stream_losses
 from mixc.proxy.model import Model
 from mixc.proxy.presets import Shape
 
@@ -39,9 +39,12 @@ def directly(model, stream, seq_len):
 @pytest.mark.parametrize("length", [0, 1, 2, 7, 8, 9, 10, 16, 17, 18, 50])
 def test_equals_a_direct_computation(model, length):
     stream = stream_of(length)
-    nats, predicted = domain_nats(model, stream, 8, "cpu")
-    assert predicted == max(0, length - 1)
-    assert nats == pytest.approx(directly(model, stream, 8), rel=1e-5, abs=1e-9)
+    losses = stream_losses(model, stream, 8, "cpu")
+    assert losses.dtype == np.float32
+    assert len(losses) == max(0, length - 1)
+    assert losses.sum(dtype=np.float64) == pytest.approx(
+        directly(model, stream, 8), rel=1e-5, abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("length", [1, 2, 99, 100, 101, 1234])
@@ -49,14 +52,13 @@ def test_equals_a_direct_computation(model, length):
 def test_every_token_but_the_first_is_predicted_once(length, dtype):
     blank = Model(Shape(layers=1, width=8, heads=1, hidden=8), VOCAB, seed=0)
     with torch.no_grad():
-        blank.head.zero_()  # log V for every prediction, so that the sum counts them
-    nats, predicted = domain_nats(blank, stream_of(length).astype(dtype), 10, "cpu")
-    assert nats == pytest.approx(predicted * math.log(VOCAB))
-    assert predicted == length - 1
+        blank.head.zero_()  # log V for every prediction
+    losses = stream_losses(blank, stream_of(length).astype(dtype), 10, "cpu")
+    assert losses == pytest.approx(np.full(length - 1, math.log(VOCAB)))
 
 
 def test_batches_change_nothing(model, monkeypatch):
     stream = stream_of(333)
-    whole = domain_nats(model, stream, 8, "cpu")
+    whole = stream_losses(model, stream, 8, "cpu")
     monkeypatch.setattr(evaluate, "_BATCH_TOKENS", 24)
-    assert domain_nats(model, stream, 8, "cpu") == (pytest.approx(whole[0], rel=1e-6), whole[1])
+    assert stream_losses(model, stream, 8, "cpu") == pytest.approx(whole, rel=1e-5)

@@ -1,0 +1,198 @@
+"""The operators of torch behind `fused_linear_ce`, so that torch.compile goes around them.
+
+Defined in a library, not by torch.library.custom_op, whose first call imports torch._dynamo: a
+second and more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixc_kernels.linear_ce_rows import Rows, buffer, row_gradients, row_losses
+from mixc_kernels.linear_ce_torch import (
+    Terms,
+    exact,
+    read_targets,
+    vocab_gradients,
+    vocab_losses,
+)
+
+_LIBRARY = torch.library.Library("mixc", "DEF")  # type: ignore[no-untyped-call]
+_Function = Callable[..., Any]
+
+
+def _define(function: _Function, fake: _Function) -> _Function:
+    """An operator of the function's name; `fake` makes results of the right shapes."""
+    name = function.__name__.lstrip("_")
+    _LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()))  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"mixc::{name}", fake, lib=_LIBRARY)
+    operator: _Function = getattr(torch.ops.mixc, name).default
+    return operator
+
+
+def _linear_ce(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    n_vocab: int,
+    ignore_index: int,
+    softcap: float,
+    z_loss: float,
+    label_smoothing: float,
+    budget: int,
+    way: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, top, total, logits if they are stored)."""
+    terms = Terms(n_vocab, ignore_index, softcap, z_loss, label_smoothing)
+    if way == "vocab":
+        found = vocab_losses(hidden, weight, target, terms, budget)
+        return *found, buffer(0, weight, exact(hidden.dtype))
+    target, keep = _checked(target, terms), way == "store"
+    rows = row_losses(hidden, weight, target, None, terms, budget, keep=keep)
+    return rows.loss, rows.top, rows.total, rows.logits
+
+
+def _linear_ce_backward(
+    grad: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    top: Tensor,
+    total: Tensor,
+    logits: Tensor,
+    n_vocab: int,
+    ignore_index: int,
+    softcap: float,
+    z_loss: float,
+    label_smoothing: float,
+    budget: int,
+    way: str,
+    by_hidden: bool,
+    by_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of sum(grad * loss) by hidden and weight; empty where not asked for."""
+    terms = Terms(n_vocab, ignore_index, softcap, z_loss, label_smoothing)
+    asked = {"by_hidden": by_hidden, "by_weight": by_weight}
+    if way == "vocab":
+        return vocab_gradients(grad, hidden, weight, target, top, total, terms, budget, **asked)
+    nothing = top.new_empty(0)
+    rows = Rows(nothing, top, total, nothing, nothing, logits)
+    target, grad = target.contiguous(), grad.contiguous()
+    dx, dw = row_gradients(grad, hidden, weight, target, rows, terms, budget, **asked)
+    return dx.to(hidden.dtype), dw.to(weight.dtype)
+
+
+def _linear_ce_weighted(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    token_weight: Tensor,
+    n_vocab: int,
+    ignore_index: int,
+    softcap: float,
+    z_loss: float,
+    label_smoothing: float,
+    budget: int,
+    by_hidden: bool,
+    by_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(sum(token_weight * loss), loss, top, total, its gradients by hidden and weight)."""
+    terms = Terms(n_vocab, ignore_index, softcap, z_loss, label_smoothing)
+    target, scale = _checked(target, terms), token_weight.contiguous()
+    asked = {"by_hidden": by_hidden, "by_weight": by_weight}
+    rows = row_losses(hidden, weight, target, scale, terms, budget, **asked)
+    return (rows.loss * scale).sum(), *rows[:5]
+
+
+def _checked(target: Tensor, terms: Terms) -> Tensor:
+    read_targets(target, terms)  # raises on the CPU
+    return target.contiguous()
+
+
+def _fake_rows(hidden: Tensor, weight: Tensor, logits: int) -> tuple[Tensor, ...]:
+    dtype = exact(hidden.dtype)
+    rows = [torch.empty(len(hidden), dtype=dtype, device=hidden.device) for _ in range(3)]
+    return *rows, buffer(logits, weight, dtype)
+
+
+def _fake_gradients(
+    x: Tensor, w: Tensor, by_hidden: bool, by_weight: bool
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape if by_hidden else 0), w.new_empty(w.shape if by_weight else 0)
+
+
+def _fake_linear_ce(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return _fake_rows(hidden, weight, len(hidden) if rest[-1] == "store" else 0)
+
+
+def _fake_backward(_: Tensor, hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return _fake_gradients(hidden, weight, *rest[-2:])
+
+
+def _fake_weighted(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    rows = _fake_rows(hidden, weight, 0)[:3]
+    dtype, (by_hidden, by_weight) = exact(hidden.dtype), rest[-2:]
+    x = hidden if hidden.is_cuda else hidden.to(dtype)
+    gradients = _fake_gradients(x, weight.to(dtype), by_hidden, by_weight)
+    return rows[0].new_empty(()), *rows, *gradients
+
+
+linear_ce = _define(_linear_ce, _fake_linear_ce)
+linear_ce_backward = _define(_linear_ce_backward, _fake_backward)
+linear_ce_weighted = _define(_linear_ce_weighted, _fake_weighted)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, target, *settings, ctx.way = inputs
+    ctx.settings = settings
+    ctx.save_for_backward(hidden, weight, target, *output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    nothing = (None,) * (len(ctx.settings) + 2)
+    if grad is None:
+        return None, None, *nothing
+    asked = ctx.needs_input_grad[:2]
+    dx, dw = linear_ce_backward(grad, *ctx.saved_tensors, *ctx.settings, ctx.way, *asked)
+    return dx if asked[0] else None, dw if asked[1] else None, *nothing
+
+
+def _save_weighted(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, target, _, *settings, _, _ = inputs
+    ctx.settings = settings
+    ctx.save_for_backward(hidden, weight, target, *output[2:])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate_weighted(
+    ctx: Any, by_total: Tensor | None, by_loss: Tensor | None, *_: Any
+) -> tuple[Tensor | None, ...]:
+    """From the total its gradients are known; from single losses they are computed again."""
+    hidden, weight, target, top, total, *known = ctx.saved_tensors
+    asked = ctx.needs_input_grad[:2]
+    found: list[Tensor | None] = [None, None]
+    if by_total is not None:
+        for i, one in enumerate((hidden, weight)):
+            if asked[i]:
+                found[i] = (known[i] * by_total).to(one.dtype)  # anew: backward may be run again
+    if by_loss is not None:
+        logits = buffer(0, weight, exact(hidden.dtype))
+        saved = hidden, weight, target, top, total, logits
+        more = linear_ce_backward(by_loss, *saved, *ctx.settings, "hybrid", *asked)
+        for i in range(2):
+            if asked[i]:
+                found[i] = more[i] if found[i] is None else found[i] + more[i]
+    return *found, *(None,) * (len(ctx.settings) + 4)
+
+
+for _name, _backward, _setup in (
+    ("linear_ce", _differentiate, _save),
+    ("linear_ce_weighted", _differentiate_weighted, _save_weighted),
+):
+    torch.library.register_autograd(f"mixc::{_name}", _backward, setup_context=_setup, lib=_LIBRARY)

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mixc_kernels.grouped_dw import (
+    LookupPart,
+    ProductPart,
+    SumPart,
+    group_rows,
+    token_domains,
+)
+
+DOMAINS, ROWS, WIDTH = 3, 7, 2
+
+
+def whole(part, block, width=WIDTH):
+    """All gradients [K, ROWS, width] of a part, `block` rows at a time."""
+    blocks = []
+    for first in range(0, ROWS, block):
+        out = torch.zeros(DOMAINS, min(block, ROWS - first), width, dtype=torch.float64)
+        part.add(out, first)
+        part.add(out, first)
+        blocks.append(out / 2)  # what was there before is added to
+    return torch.cat(blocks, dim=1)
+
+
+@st.composite
+def batches(draw):
+    """(domain of each row, tokens a row, random numbers, rows of a block)."""
+    domain = draw(st.lists(st.integers(0, DOMAINS - 1), min_size=1, max_size=6))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    return torch.tensor(domain), draw(st.integers(1, 3)), rng, draw(st.integers(1, ROWS))
+
+
+def normals(rng, *size):
+    return torch.from_numpy(rng.normal(size=size))
+
+
+@settings(deadline=None)
+@given(batches())
+def test_rows_stand_by_domain(case):
+    domain, length, _, _ = case
+    groups = group_rows(domain, DOMAINS)
+    tokens = domain.repeat_interleave(length).view(-1, length)
+    ordered = groups.sorted(tokens).flatten()
+    assert ordered.tolist() == sorted(tokens.flatten().tolist())
+    spans = groups.spans(len(ordered))
+    assert [set(ordered[begin:end].tolist()) for _, begin, end in spans] == [
+        {k} for k in sorted(set(domain.tolist()))
+    ]
+    assert torch.equal(token_domains(spans, domain.device), ordered)
+
+
+@settings(deadline=None)
+@given(batches())
+def test_parts_are_sums_over_the_domains_tokens(case):
+    domain, length, rng, block = case
+    groups, count = group_rows(domain, DOMAINS), len(domain) * length
+    spans = groups.spans(count)
+    tokens = token_domains(spans, domain.device)
+    x, dy, row = normals(rng, count, WIDTH), normals(rng, count, ROWS), normals(rng, count, WIDTH)
+    ids = torch.from_numpy(rng.integers(ROWS, size=count))
+    product = torch.zeros(DOMAINS, ROWS, WIDTH, dtype=torch.float64)
+    lookup, total = torch.zeros_like(product), torch.zeros(DOMAINS, ROWS, 1, dtype=torch.float64)
+    for n, k in enumerate(tokens.tolist()):
+        product[k] += torch.outer(dy[n], x[n])
+        lookup[k, ids[n]] += row[n]
+        total[k, :, 0] += dy[n]
+    torch.testing.assert_close(whole(ProductPart(x, dy, spans), block), product)
+    torch.testing.assert_close(whole(LookupPart(ids, row, tokens), block), lookup)
+    torch.testing.assert_close(whole(SumPart(dy, spans), block, 1), total)
+
+
+def test_rows_that_stand_by_domain_are_not_copied():
+    x = torch.ones(4, 2)
+    assert group_rows(torch.tensor([0, 0, 2, 2]), DOMAINS).sorted(x) is x
+    assert group_rows(torch.tensor([0, 2, 0, 2]), DOMAINS).sorted(x) is not x
+
+
+@pytest.mark.parametrize("wrong", [-1, DOMAINS])
+def test_domains_out_of_range(wrong):
+    with pytest.raises(ValueError, match="a domain is not in"):
+        group_rows(torch.tensor([0, wrong]), DOMAINS)

@@ -1,0 +1,66 @@
+"""`mixc compare` on a tiny store: who is in the league, what it cost, and what is kept."""
+
+import json
+
+import pytest
+from build_helpers import random_corpus, write_corpus
+
+from mixc import pipeline
+from mixc.compare import compare_mixes
+from mixc.errors import MixcError
+from mixc.recipe import load
+from mixc.tokenize.stage import tokenize
+
+PROXY = {"preset": "nano", "steps": 3, "batch_tokens": 256, "seq_len": 32, "device": "cpu"}
+CORPUS = random_corpus(8, {"code": (30, 25), "prose": (30, 40), "web": (40, 15)})
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    sections = {"solve": {"method": "natural", "proxy": PROXY}, "seed": 4}
+    path = write_corpus(tmp_path_factory.mktemp("compare"), CORPUS, **sections)
+    tokenize(load(path), workers=1)
+    return path
+
+
+def test_mixes_methods_and_files_meet_in_one_league(path):
+    weights = {"code": 0.5, "prose": 0.25, "web": 0.25}
+    (path.parent / "mine.json").write_text(json.dumps(weights))
+    recipe = load(path)
+    found = compare_mixes(recipe, ["natural", "mine.json", "doremi", "natural"], seeds=2)
+    mixes = found["mixes"]
+    assert set(mixes) == {"natural", "mine.json", "doremi"}
+    assert mixes["mine.json"]["weights"] == weights
+    assert found["seeds"] == [4, 5] and found["runs"] == 6
+    assert found["tokens"] == 6 * 3 * 8 * 31
+    assert mixes["natural"]["solve_flops"] == 0 < mixes["doremi"]["solve_flops"]
+    means = [entry["mean"] for entry in mixes.values()]
+    assert means == sorted(means)
+    assert all(set(entry["bits_per_byte"]) == set(CORPUS) for entry in mixes.values())
+    kept = sorted((recipe.workdir_path / "solve/runs").iterdir())
+    assert len(kept) == 6
+    again = compare_mixes(recipe, ["natural", "mine.json"], seeds=2)
+    assert again["mixes"]["mine.json"]["bits_per_byte"] == mixes["mine.json"]["bits_per_byte"]
+    assert sorted((recipe.workdir_path / "solve/runs").iterdir()) == kept
+
+
+def test_solved_weights_take_part_once_they_are_there(path):
+    with pytest.raises(MixcError) as raised:
+        compare_mixes(load(path, ["solve.method=temperature"]), ["solved"], seeds=1)
+    assert raised.value.code == "MX041"
+    pipeline.solve_weights(load(path))
+    found = compare_mixes(load(path), ["solved", "natural"], seeds=1)["mixes"]
+    assert found["solved"]["bits_per_byte"] == found["natural"]["bits_per_byte"]
+
+
+def test_a_name_that_is_no_mix(path):
+    with pytest.raises(MixcError) as raised:
+        compare_mixes(load(path), ["unifrom"], seeds=1)
+    assert raised.value.code == "MX008" and "uniform" in raised.value.help
+
+
+def test_a_file_that_weighs_other_domains(path):
+    (path.parent / "other.json").write_text('{"code": 0.5, "elsewhere": 0.5}')
+    with pytest.raises(MixcError) as raised:
+        compare_mixes(load(path), ["other.json"], seeds=1)
+    assert raised.value.code == "MX061" and "elsewhere" in raised.value.message

@@ -371,8 +371,7 @@ def write_from(
                 part[0, 0] += begun
                 part[0, 1] -= begun
                 before(part)
-                written = _write_vectors(descriptor, part, offset + done, path)
-                if written is None:
+                if (written := _write_vectors(descriptor, part, offset + done, path)) is None:
                     raise _unreadable(file_of(first))
                 done += written
         finally:
@@ -381,9 +380,8 @@ def write_from(
 
 def _unreadable(path: Path) -> MixcError:
     message = "what is to be copied cannot be read any more: a file was cut, or its disk fails"
-    return MixcError(
-        "MX040", message, place=Place(str(path)), help="run `mixc verify` on the store"
-    )
+    hint = "run `mixc verify` on the store"
+    return MixcError("MX040", message, place=Place(str(path)), help=hint)
 
 
 def _write_vectors(

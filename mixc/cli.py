@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import io
 import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from click.core import ParameterSource
 
 from mixc import __version__, progress
+from mixc.cli_options import (
+    PATH,
+    engine_options,
+    gather_options,
+    how_to_build,
+    how_to_train,
+    json_option,
+    recipe_options,
+    running_options,
+    store_option,
+    workers_option,
+)
 from mixc.errors import USAGE, MixcError, MixcErrors
 
 if TYPE_CHECKING:
-    from mixc.engine.ray import Cluster
     from mixc.recipe import Recipe
-    from mixc.solve.trainer import Running
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 _BROKEN_PIPE = 128 + signal.SIGPIPE
-_PATH = click.Path(path_type=Path)
 
 
 class _Main(click.Group):
@@ -55,133 +63,6 @@ def cli() -> None:
     """
 
 
-def _json_option(command: Command) -> Command:
-    return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")(
-        command
-    )
-
-
-def _recipe_options(command: Command) -> Command:
-    command = click.option(
-        "-s",
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Override a key of the recipe, as in -s mixture.tokens=20M. Repeatable.",
-    )(command)
-    return click.argument("recipe", type=_PATH)(_json_option(command))
-
-
-def _workers_option(command: Command) -> Command:
-    return click.option(
-        "--workers",
-        type=click.IntRange(1),
-        default=lambda: len(os.sched_getaffinity(0)),
-        show_default="all cores",
-        help="Worker processes. The output does not depend on it.",
-    )(command)
-
-
-def _engine_options(command: Command) -> Command:
-    command = click.option(
-        "--ray-address",
-        metavar="HOST:PORT",
-        help="The Ray cluster; default: $RAY_ADDRESS, or else one of this machine, for this run.",
-    )(command)
-    command = click.option(
-        "--gather",
-        type=click.Choice(["auto", "one-pass", "two-pass"]),
-        default="auto",
-        show_default=True,
-        help="How tokens are gathered: one pass reads the store at random; two read and write "
-        "everything twice, in long runs, as suits a store larger than memory on a disk that turns "
-        "or over a network, which auto looks for. The output does not depend on it.",
-    )(command)
-    command = click.option(
-        "--decks/--no-decks",
-        help="Keep each domain's rows beside the mixture, in the order that mixtures take them: "
-        "a mixture of other weights is then a merge. Takes as much disk again.",
-    )(command)
-    return click.option(
-        "--engine",
-        type=click.Choice(["local", "ray"]),
-        default="local",
-        show_default=True,
-        help="What builds the mixture: workers of this machine, or of a Ray cluster with a shared "
-        "file system, one worker a CPU or --workers (pip install 'mixc[ray]').",
-    )(command)
-
-
-def _how(
-    workers: int, engine: str, ray_address: str | None, gather: str, decks: bool
-) -> dict[str, Any]:
-    """How a mixture is built, as the pipeline's functions take it."""
-    _keep_numba_alone()
-    if engine == "ray" and (decks or gather == "two-pass"):
-        raise click.UsageError("--decks and --gather two-pass need --engine local")
-    cluster = _cluster(engine, ray_address, workers)
-    return {"workers": workers, "cluster": cluster, "gather": gather, "decks": decks}
-
-
-def _keep_numba_alone() -> None:
-    """Let numba load nothing that other packages add to it: it takes a third of a second."""
-    with suppress(ImportError):
-        from numba.core import entrypoints
-
-        entrypoints._already_initialized = True
-
-
-def _cluster(engine: str, ray_address: str | None, workers: int) -> Cluster | None:
-    """The cluster that is asked for. Only --workers itself bounds what it uses."""
-    if engine == "local":
-        if ray_address is not None:
-            raise click.UsageError("--ray-address needs --engine ray")
-        return None
-    from mixc.engine.ray import make_cluster
-
-    given = click.get_current_context().get_parameter_source("workers")
-    return make_cluster(ray_address, None if given is ParameterSource.DEFAULT else workers)
-
-
-def _running_options(command: Command) -> Command:
-    command = click.option(
-        "--checkpoint-every",
-        "checkpoint_seconds",
-        type=click.FloatRange(0),
-        default=60.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="How often a training keeps its state, to go on from if it is stopped.",
-    )(command)
-    command = click.option(
-        "--track",
-        "trackers",
-        multiple=True,
-        metavar="TRACKER",
-        help="Also tell tensorboard:DIR or wandb:PROJECT of every training step. Repeatable.",
-    )(command)
-    return click.option(
-        "--events",
-        metavar="FILE",
-        help="Append every training step to FILE as a line of JSON; - is stderr.",
-    )(command)
-
-
-def _running(checkpoint_seconds: float, trackers: tuple[str, ...], events: str | None) -> Running:
-    """How models are trained, as the pipeline's functions take it."""
-    from mixc.proxy.events import json_lines, tracker
-    from mixc.solve.trainer import Running
-
-    listeners = [*map(tracker, trackers), *map(json_lines, [events] if events else [])]
-    return Running(checkpoint_seconds, tuple(listeners))
-
-
-_store_option = click.option(
-    "--store", type=_PATH, help="The store of a mixture; default: the one beside it."
-)
-
-
 def _load(path: Path, overrides: tuple[str, ...]) -> Recipe:
     from mixc.recipe import load
 
@@ -196,8 +77,8 @@ def _give(data: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]]
 
 
 @cli.command()
-@_recipe_options
-@_workers_option
+@recipe_options
+@workers_option
 def tokenize(recipe: Path, overrides: tuple[str, ...], as_json: bool, workers: int) -> None:
     """Turn corpora into a store of memory-mapped Arrow shards."""
     from mixc.report import tables
@@ -208,8 +89,8 @@ def tokenize(recipe: Path, overrides: tuple[str, ...], as_json: bool, workers: i
 
 
 @cli.command("solve-weights")
-@_recipe_options
-@_running_options
+@recipe_options
+@running_options
 def solve_weights(recipe: Path, overrides: tuple[str, ...], as_json: bool, **running: Any) -> None:
     """Solve for the domain weights by the recipe's method.
 
@@ -217,7 +98,7 @@ def solve_weights(recipe: Path, overrides: tuple[str, ...], as_json: bool, **run
     """
     from mixc import pipeline
 
-    solved = pipeline.solve_weights(_load(recipe, overrides), _running(**running))
+    solved = pipeline.solve_weights(_load(recipe, overrides), how_to_train(**running))
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ["RANK"] == "0":
         _give_weights(solved, as_json)
 
@@ -230,9 +111,9 @@ def _give_weights(solved: Any, as_json: bool) -> None:
 
 
 @cli.command("build-mixture")
-@_recipe_options
-@_workers_option
-@_engine_options
+@recipe_options
+@workers_option
+@engine_options
 def build_mixture(
     recipe: Path,
     overrides: tuple[str, ...],
@@ -244,16 +125,16 @@ def build_mixture(
     from mixc.inspect import mixture_summary
     from mixc.report import tables
 
-    chosen = _how(**how)
+    chosen = how_to_build(**how)
     mixture = pipeline.build_mixture(_load(recipe, overrides), **chosen)
     _give(mixture_summary(mixture), as_json, tables.mixture)
 
 
 @cli.command()
-@_recipe_options
-@_workers_option
-@_engine_options
-@_running_options
+@recipe_options
+@workers_option
+@engine_options
+@running_options
 def run(
     recipe: Path,
     overrides: tuple[str, ...],
@@ -269,7 +150,7 @@ def run(
     from mixc.report import tables
     from mixc.store.summary import store_summary
 
-    chosen, running = _how(**how), _running(checkpoint_seconds, trackers, events)
+    chosen, running = how_to_build(**how), how_to_train(checkpoint_seconds, trackers, events)
     done = pipeline.run(_load(recipe, overrides), running=running, **chosen)
     data: dict[str, Any] = {"store": store_summary(done.store), "weights": None}
     if done.weights is not None:
@@ -286,27 +167,29 @@ def run(
 
 
 @cli.command()
-@_recipe_options
-@_workers_option
-def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool, workers: int) -> None:
+@recipe_options
+@workers_option
+@gather_options
+def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool, **how: Any) -> None:
     """Say what a run would do; write nothing.
 
-    Rows, epochs, bytes, time and disk, stage by stage, as far as they can be known yet.
+    Rows, epochs, bytes, time and disk, stage by stage, as far as they can be known yet, of a run
+    with the same options.
     """
     from dataclasses import asdict
 
     from mixc import pipeline
     from mixc.report import tables
 
-    stages = [asdict(stage) for stage in pipeline.plan(_load(recipe, overrides), workers=workers)]
+    stages = [asdict(stage) for stage in pipeline.plan(_load(recipe, overrides), **how)]
     _give({"stages": stages}, as_json, lambda data: tables.plan(data["stages"]))
 
 
 @cli.command()
-@click.argument("path", type=_PATH)
-@_store_option
+@click.argument("path", type=PATH)
+@store_option
 @click.option("--full", is_flag=True, help="Trace all rows of a mixture, not a sample.")
-@_json_option
+@json_option
 def verify(path: Path, store: Path | None, full: bool, as_json: bool) -> None:
     """Hash and derive a store or mixture again.
 
@@ -327,6 +210,8 @@ def _checked(data: dict[str, Any]) -> str:
     if data["kind"] == "store":
         return f"{text}, {data['documents']:,} documents counted"
     text += f", the ledger adds up over {data['rows']:,} rows in {data['formats']} formats"
+    if not data["derived"]:
+        return f"{text}; it has no provenance, and no store beside it to derive where rows are from"
     if data["traced_rows"]:
         text += f", {data['traced_rows']:,} of them traced to the store token by token"
         return text + (" (--full traces all)" if data["traced_rows"] < data["rows"] else "")
@@ -334,13 +219,13 @@ def _checked(data: dict[str, Any]) -> str:
 
 
 @cli.command()
-@click.argument("path", type=_PATH)
+@click.argument("path", type=PATH)
 @click.option("--row", type=int, help="One row of a mixture: its text, and where it comes from.")
 @click.option("--token", type=int, help="One token of a mixture, counted along the stream.")
 @click.option("--doc", type=int, help="One document of a store, by its id.")
 @click.option("--decode", is_flag=True, help="Show a document's text as well.")
-@_store_option
-@_json_option
+@store_option
+@json_option
 def inspect(path: Path, as_json: bool, **options: Any) -> None:
     """Show a store or mixture, or one row, token or document."""
     from mixc.inspect import inspect as look
@@ -360,7 +245,7 @@ def inspect(path: Path, as_json: bool, **options: Any) -> None:
 
 
 @cli.command()
-@_recipe_options
+@recipe_options
 @click.option(
     "--mix",
     "mixes",
@@ -389,9 +274,9 @@ def compare(
 
 
 @cli.command()
-@click.argument("a", type=_PATH)
-@click.argument("b", type=_PATH)
-@_json_option
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@json_option
 @click.pass_context
 def diff(ctx: click.Context, a: Path, b: Path, as_json: bool) -> None:
     """Tell two mixtures apart. Exits with 0 if they are equal, 1 if not, 2 or more on trouble.
@@ -408,10 +293,10 @@ def diff(ctx: click.Context, a: Path, b: Path, as_json: bool) -> None:
 
 
 @cli.command("megatron-cache")
-@click.argument("mixture", type=_PATH)
-@click.argument("cache", type=_PATH)
+@click.argument("mixture", type=PATH)
+@click.argument("cache", type=PATH)
 @click.option("--prefix", help="The path that Megatron was given; default: the mixture's own.")
-@_json_option
+@json_option
 def megatron_cache(mixture: Path, cache: Path, prefix: str | None, as_json: bool) -> None:
     """Make Megatron keep the compiled order.
 
@@ -436,7 +321,7 @@ def _indices(data: dict[str, Any]) -> None:
 
 
 @cli.command()
-@_json_option
+@json_option
 def schema(as_json: bool) -> None:
     """Print the JSON Schema of recipes, for editors."""
     from mixc.recipe import json_schema
@@ -463,13 +348,15 @@ def main() -> NoReturn:
         code = error.exit_code
         if "--json" in sys.argv:
             click.echo(json.dumps({"errors": [{"code": None, "message": error.format_message()}]}))
-    except BrokenPipeError:
-        _leave(_BROKEN_PIPE)
-    except SystemExit:
+    except (BrokenPipeError, SystemExit):
         # Outside its standalone mode click exits by itself for one reason: a closed pipe.
         _leave(_BROKEN_PIPE)
-    gc.freeze()  # nor is it looked through at the end
-    sys.exit(code)
+    except Exception:  # a fault of ours
+        if not _tells_apart():
+            raise
+        traceback.print_exc()
+        code = USAGE
+    _end(code)
 
 
 def _fail(error: MixcError | MixcErrors) -> int:
@@ -477,8 +364,12 @@ def _fail(error: MixcError | MixcErrors) -> int:
     progress.say("\n\n".join(str(one) for one in errors))
     if "--json" in sys.argv:
         click.echo(json.dumps({"errors": [one.as_dict() for one in errors]}))
-    differs = sys.argv[1:2] == ["diff"]  # its 1 says that two mixtures are told apart
-    return max(error.exit_code, USAGE) if differs else error.exit_code
+    return max(error.exit_code, USAGE) if _tells_apart() else error.exit_code
+
+
+def _tells_apart() -> bool:
+    """Whether an exit code of 1 says that two mixtures differ, and so nothing else."""
+    return sys.argv[1:2] == ["diff"]
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
@@ -486,6 +377,18 @@ def _stop(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
     show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
     os.write(2, f"{show_cursor}\nstopped: no output is half done; run again to go on\n".encode())
     _leave(128 + signum)
+
+
+def _end(code: int) -> NoReturn:
+    """Exit once what is registered for the end has run.
+
+    What libraries hold is not taken apart: that takes time, and some print what they leak.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(BrokenPipeError):
+            stream.flush()
+    os._exit(code)
 
 
 def _leave(code: int) -> NoReturn:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mixc.build import provenance
-from mixc.build.mixture import Mixture, open_mixture
+from mixc.build.derived import provenance_of
+from mixc.build.mixture import Mixture, check_algorithm, open_mixture
+from mixc.build.provenance import Provenance, listed
+from mixc.build.source import store_of
 from mixc.errors import MixcError, Place
 from mixc.rng import Stream
 
@@ -30,12 +31,20 @@ def diff(a: Path, b: Path) -> dict[str, Any]:
     `equal` is whether rows and stream are: the same tokens, cut in rows of the same length, of
     the same counts by domain. Rows in common have one domain, one number in its stream, and the
     same pieces of the same texts; `in_place` counts those that stand at the same row in both.
+    Raises MX044 if another version laid out the rows of one: their numbers mean other rows.
     """
     pair = open_mixture(a), open_mixture(b)
+    for one in pair:
+        check_algorithm(one)
     said = [one.manifest | {"row_len": one.row_len} for one in pair]
     names = sorted({*said[0]["domains"], *said[1]["domains"]})
     notes, comparable = _notes(said)
-    rows = _common(pair, names) if comparable else dict.fromkeys(names, (None, None))
+    found = [provenance_of(one, store_of(one)) for one in pair] if comparable else []
+    for one in (one for one, there in zip(pair, found, strict=False) if there is None):
+        notes.append(f"{one.root}: neither provenance nor the store that it follows from")
+        comparable = False
+    a_and_b = [(one, there) for one, there in zip(pair, found, strict=False) if there is not None]
+    rows = _common(a_and_b, names) if comparable else dict.fromkeys(names, (None, None))
     same = {
         "stream": said[0]["stream_hash"] == said[1]["stream_hash"]
         and said[0]["row_len"] == said[1]["row_len"],
@@ -90,16 +99,16 @@ def _rows(manifest: dict[str, Any]) -> dict[str, int]:
     return {name: entry["rows"] for name, entry in manifest["domains"].items() if entry["rows"]}
 
 
-def _common(pair: tuple[Mixture, Mixture], names: list[str]) -> dict[str, tuple[int, int]]:
+def _common(pair: list[tuple[Mixture, Provenance]], names: list[str]) -> dict[str, tuple[int, int]]:
     """Rows in common and rows in place, by domain.
 
     In passes over the provenance, each of a share of the domains' streams, so that memory does
     not grow with the mixtures.
     """
     found = np.zeros((len(names), 2), np.int64)
-    passes = max(1, *(-(-one.manifest["rows"] // _PASS_ROWS) for one in pair))
+    passes = max(1, *(-(-one.manifest["rows"] // _PASS_ROWS) for one, _ in pair))
     for number in range(passes):
-        a, b = (_keys(one, names, number, passes) for one in pair)
+        a, b = (_keys(one, found_in, names, number, passes) for one, found_in in pair)
         for domain in range(len(names)):
             mine, theirs = a[a["domain"] == domain], b[b["domain"] == domain]
             _, i, j = np.intersect1d(mine["stream_row"], theirs["stream_row"], return_indices=True)
@@ -112,19 +121,21 @@ def _common(pair: tuple[Mixture, Mixture], names: list[str]) -> dict[str, tuple[
 _KEY = np.dtype([("domain", "u2"), ("stream_row", "i8"), ("row", "i8"), ("hash", "u8")])
 
 
-def _keys(mixture: Mixture, names: list[str], number: int, passes: int) -> NDArray[Any]:
+def _keys(
+    mixture: Mixture, rows: Provenance, names: list[str], number: int, passes: int
+) -> NDArray[Any]:
     """What tells rows apart, of those whose number in the stream falls to this pass.
 
     Raises MX040 if the provenance cannot be read.
     """
-    parts, path = [np.zeros(0, _KEY)], mixture.root / provenance.FILE
+    parts = [np.zeros(0, _KEY)]
     try:
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                key = _keys_of(file.read_row_group(group), names)
-                parts.append(key[key["stream_row"] % passes == number])
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise MixcError("MX040", "the provenance cannot be read", place=Place(str(path))) from error
+        for table in rows.tables():
+            key = _keys_of(table, names)
+            parts.append(key[key["stream_row"] % passes == number])
+    except (pa.ArrowException, OSError, LookupError, ValueError) as error:
+        place = Place(str(mixture.root / listed(mixture.manifest["provenance"])[0].path))
+        raise MixcError("MX040", "the provenance cannot be read", place=place) from error
     return np.concatenate(parts)
 
 

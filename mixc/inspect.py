@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mixc.build import provenance
+from mixc.build.derived import provenance_of
 from mixc.build.mixture import Mixture, kind_of, open_mixture
 from mixc.build.source import store_of
 from mixc.errors import MixcError, Place
@@ -36,7 +35,7 @@ def inspect(
     `token` counts the tokens of the mixture's stream. `store` is a mixture's, if it does not
     stand beside it; what cannot be told without it is named under `not_shown`. `decode` adds a
     document's text. Raises MX070 if there is no such row, token or document, and MX041 or MX045
-    if `store` is given and is not the mixture's.
+    if `store` is given and is not the mixture's, or is needed and not there.
     """
     if kind_of(path) == "store":
         opened = open_store(path)
@@ -182,7 +181,7 @@ def _locate(store: Store, domain: str, document: int) -> tuple[Unit, Documents, 
 
 def _row(mixture: Mixture, row: int, source: _Source) -> dict[str, Any]:
     """A row, the documents it was cut from, and its text."""
-    entry = _provenance(mixture, row)
+    entry = _provenance(mixture, row, source.store)
     tokens = mixture.read(row, 1)[0]
     at = 0
     for span in entry["spans"]:
@@ -199,7 +198,7 @@ def _token(mixture: Mixture, token: int, source: _Source) -> dict[str, Any]:
     if not 0 <= token < total:
         raise _none(f"there is no token {token}: tokens are 0 to {total - 1}", mixture.root)
     row, place = divmod(token, mixture.row_len)
-    entry, tokens = _provenance(mixture, row), mixture.read(row, 1)[0]
+    entry, tokens = _provenance(mixture, row, source.store), mixture.read(row, 1)[0]
     found = {
         "kind": "token",
         "token": token,
@@ -237,11 +236,20 @@ def _token(mixture: Mixture, token: int, source: _Source) -> dict[str, Any]:
     }
 
 
-def _provenance(mixture: Mixture, row: int) -> dict[str, Any]:
+def _provenance(mixture: Mixture, row: int, store: Store | None) -> dict[str, Any]:
     rows = mixture.manifest["rows"]
     if not 0 <= row < rows:
         raise _none(f"there is no row {row}: rows are 0 to {rows - 1}", mixture.root)
-    with pq.ParquetFile(mixture.root / provenance.FILE) as file:
-        group, local = divmod(row, mixture.manifest["block_rows"])
-        entry: dict[str, Any] = file.read_row_group(group).slice(local, 1).to_pylist()[0]
+    found = provenance_of(mixture, store)
+    if found is None:
+        raise MixcError(
+            "MX041",
+            "the mixture was built without provenance, and its store, from which that follows, is "
+            "not at hand",
+            place=Place(str(mixture.root)),
+            help="name the store with --store",
+        )
+    group, local = divmod(row, mixture.manifest["block_rows"])
+    (table,) = found.tables([group])
+    entry: dict[str, Any] = table.slice(local, 1).to_pylist()[0]
     return entry

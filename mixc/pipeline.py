@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mixc.build import stage as build_stage
-from mixc.build.disk import at_once, disk_needs, free_bytes, rows_left
-from mixc.build.medium import two_passes
+from mixc.build.disk import at_once, free_bytes
+from mixc.build.foresight import foresee
 from mixc.build.memory import memory_bytes
 from mixc.build.mixture import Mixture
 from mixc.build.plan import BuildPlan, StageWeights, make_plan
@@ -222,7 +222,9 @@ def _solves(recipe: Recipe) -> bool:
     return recipe.solve is not None and "solved" in [*asked, recipe.mixture.document_weights]
 
 
-def plan(recipe: Recipe, *, workers: int) -> list[StagePlan]:
+def plan(
+    recipe: Recipe, *, workers: int, gather: str = "auto", decks: bool = False
+) -> list[StagePlan]:
     """What a run would do, stage by stage. Writes nothing."""
     todo = tokenize_stage.plan(recipe)
     status = "fresh" if todo.fresh else ("missing" if todo.old is None else "stale")
@@ -249,7 +251,8 @@ def plan(recipe: Recipe, *, workers: int) -> list[StagePlan]:
     build = _build_plan(recipe, store)
     root = recipe.workdir_path / "mixture"
     status = "fresh" if build_stage.fresh(root, build) else _status(recipe)
-    return [*stages, StagePlan("build-mixture", status, _describe(build, store, root, workers))]
+    details = _describe(build, store, root, workers, gather, decks)
+    return [*stages, StagePlan("build-mixture", status, details)]
 
 
 def _status(recipe: Recipe) -> str:
@@ -263,24 +266,24 @@ def _size(recipe: Recipe) -> dict[str, int]:
     return {"rows": options.row_count, "tokens": options.row_count * options.row_tokens}
 
 
-def _describe(plan: BuildPlan, store: Store, root: Path, workers: int) -> dict[str, Any]:
-    reuse, twice = build_stage.reusable(root, plan, store), two_passes("auto", plan, store)
-    reused = {} if reuse is None else reuse.blocks
-    staged = reuse is not None and bool(reuse.streams(plan))
-    disk = disk_needs(plan, reuse, staged=staged, in_buckets=rows_left(plan, reused) * twice)
+def _describe(
+    plan: BuildPlan, store: Store, root: Path, workers: int, gather: str, decks: bool
+) -> dict[str, Any]:
+    found = foresee(root, plan, store, gather=gather, decks=decks)
     return {
         "rows": plan.rows,
         "tokens": plan.tokens,
         "blocks": -(-plan.rows // plan.block_rows),
-        "reused_blocks": len(reused),
-        "reused_formats": [] if reuse is None else reuse.formats(plan),
-        "deck_rows": build_stage.decks_of(root, plan, store).held(plan.counts.rows),
-        "gather": "two-pass" if twice else "one-pass",
+        "staged_blocks": found.staged_blocks,
+        "reused_blocks": 0 if found.reuse is None else len(found.reuse.blocks),
+        "reused_formats": [] if found.reuse is None else found.reuse.formats(plan),
+        "deck_rows": found.deck_rows,
+        "gather": "two-pass" if found.twice else "one-pass",
         "output_bytes": plan.bytes,
-        "disk_bytes": at_once(disk),
+        "disk_bytes": at_once(found.disk),
         "free_bytes": free_bytes(root),
-        "about_memory_bytes": memory_bytes(plan, store, workers=workers, twice=twice),
+        "about_memory_bytes": memory_bytes(plan, store, workers=workers, twice=found.twice),
         "about_seconds": plan.bytes / _BUILD_BYTES_PER_SECOND,
-        "disk": disk,
+        "disk": found.disk,
         "domains": build_stage.describe_domains(plan),
     }

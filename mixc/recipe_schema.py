@@ -37,6 +37,7 @@ LATER_KEYS = (
     "row_len",
     "packing",
     "document_weights",
+    "provenance",
     "seeds",
     "check",
     "precision",
@@ -253,6 +254,10 @@ class Mixture(Strict):
     stages: Stages = Field(
         default=(),
         description="weights that change along the rows; weights is where a first ramp begins",
+    )
+    provenance: bool = Field(
+        default=True,
+        description="write where each row comes from; false: it is derived from the store if asked",
     )
     formats: Formats = Field(description="the trainers' formats to write")
 

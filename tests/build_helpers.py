@@ -159,7 +159,9 @@ def tijdeman(counts):
 
 def read_rows(mixture):
     """The provenance as plain data, a dict a row."""
-    return pq.read_table(mixture.root / provenance.FILE).to_pylist()
+    files = provenance.listed(mixture.manifest["provenance"])
+    tables = [pq.read_table(mixture.root / one.path) for one in files]
+    return pa.concat_tables(tables).to_pylist()
 
 
 def flat(mixture):

@@ -2,9 +2,10 @@ import json
 import shutil
 
 import pytest
-from build_helpers import make_mixture, mixc, random_corpus, read_rows, small_blocks
+from build_helpers import make_mixture, mixc, random_corpus, read_rows, reseal, small_blocks
 
 from mixc import diff as module
+from mixc.build.mixture import SCHEMA
 from mixc.diff import diff
 
 CORPUS = random_corpus(9, {"code": (20, 15), "web": (30, 10)})
@@ -101,3 +102,24 @@ def test_trouble_is_no_difference(built, tmp_path):
     (tmp_path / "damaged/rows.parquet").unlink()
     assert mixc("diff", first, tmp_path / "damaged").returncode == 3
     assert mixc("diff", first).returncode == 2
+
+
+def test_a_fault_of_ours_is_no_difference(built, tmp_path):
+    """What nobody foresaw ends with 2 as well."""
+    mixture = shutil.copytree(built["first"].root, tmp_path / "odd")
+    reseal(mixture / "mixture.json", SCHEMA, lambda data: data.pop("domains"))
+    done = mixc("diff", mixture, mixture)
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+
+
+def test_a_mixture_of_another_algorithm_is_no_damage(built, tmp_path):
+    mixture = shutil.copytree(built["first"].root, tmp_path / "older")
+    for change in (lambda data: data.update(algorithm=1), lambda data: data.pop("algorithm")):
+        reseal(mixture / "mixture.json", SCHEMA, change)
+        for line in (("diff", mixture, built["first"].root), ("verify", mixture)):
+            done = mixc(*line)
+            assert done.returncode == (2 if line[0] == "diff" else 1)
+            assert "error[MX044]" in done.stderr and "help: use the version" in done.stderr
+    (mixture / "nanogpt/train.bin").write_bytes(b"")
+    assert mixc("verify", mixture).returncode == 3  # damage is damage

@@ -21,7 +21,7 @@ FLOORS = [
     {"tokenize", "proxy", "build"},
     {"solve", "verify", "inspect", "diff"},
     {"methods", "pipeline"},
-    {"compare"},
+    {"compare", "cli_options"},
     {"cli"},
     {"__main__"},
 ]

@@ -23,7 +23,7 @@ from bench.token_store import VOCABULARY, make_recipe, sizes
 
 from mixc.build.memory import memory_bytes
 from mixc.build.plan import StageWeights, make_plan
-from mixc.build.stage import labels_of
+from mixc.build.site import labels_of
 from mixc.recipe import Recipe
 from mixc.store.store import Domain, Store
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from mmap import PAGESIZE
 from typing import Any
 
 import numba
@@ -15,7 +16,11 @@ from numpy.typing import NDArray
 
 Index = NDArray[np.int64]
 # Addresses as numbers. Twice as fast as a loop over elements, where spans are of some hundred.
-_memcpy: Any = types.ExternalFunction("memcpy", types.uintp(types.uintp, types.uintp, types.uintp))
+_size = types.uintp
+_memcpy: Any = types.ExternalFunction("memcpy", _size(_size, _size, _size))
+_madvise: Any = types.ExternalFunction("madvise", types.int32(_size, _size, types.int32))
+_POPULATE_READ, _PAGE = 22, PAGESIZE
+_FETCHED = 256  # bytes of a span that are asked for ahead
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,54 @@ def _take_words(
         if number < 0 or number >= len(sizes) or place < 0 or place >= sizes[number]:
             raise IndexError("there is no such value")
         out[i] = _word(addresses[number] + np.uint64(place) * np.uint64(8))  # type: ignore[call-arg]
+
+
+def populate(addresses: NDArray[np.uint64], sizes: Index) -> None:
+    """Bring what lies in memory at `addresses`, `sizes[i]` bytes each, both [n], into the page
+    tables, from the disk if need be; as well as the system can (Linux 5.14 and later).
+
+    What cannot be read is left out: whoever reads it will see. Other threads run meanwhile.
+    """
+    _populate(addresses, sizes)
+
+
+@numba.njit(cache=True, nogil=True)
+def _populate(addresses: NDArray[np.uint64], sizes: Index) -> None:  # pragma: no cover - compiled
+    page = np.uint64(_PAGE)
+    for i in range(len(addresses)):
+        begin = addresses[i] // page * page
+        _madvise(begin, addresses[i] - begin + np.uint64(sizes[i]), np.int32(_POPULATE_READ))
+
+
+def fetch_begins(vectors: NDArray[np.uint64]) -> None:
+    """Let memory send the first bytes of what is copied next: addresses and sizes, uint64[n, 2].
+
+    Spans lie far apart, and who copies one after the other waits for each. It reads nothing, so
+    that no address can be wrong.
+    """
+    _fetch_begins(vectors)
+
+
+@intrinsic
+def _prefetch(typing: Any, address: Any) -> Any:  # noqa: ARG001 # pragma: no cover - compiled
+    """Ask for the cache line at an address."""
+
+    def ask(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        read, keep, data = word(0), word(3), word(1)
+        builder.call(function, [builder.inttoptr(arguments[0], byte), read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(types.uint64), ask
+
+
+@numba.njit(cache=True, nogil=True)
+def _fetch_begins(vectors: NDArray[np.uint64]) -> None:  # pragma: no cover - compiled
+    for i in range(len(vectors)):
+        for at in range(0, min(vectors[i, 1], np.uint64(_FETCHED)), 64):
+            _prefetch(vectors[i, 0] + np.uint64(at))  # type: ignore[call-arg]
 
 
 def gather_spans_reference(

@@ -5,20 +5,21 @@ A block is a pure function of the plan and its number: any worker may make any b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
-from mixc_kernels.gather_spans import Pool
+from mixc_kernels.gather_spans import Pool, populate
 from numpy.typing import NDArray
 
 from mixc.build.provenance import BlockRows
 from mixc.build.supply import Supply
 from mixc.rows.columns import Columns, open_columns
+from mixc.rows.packing import Layout
 from mixc.rows.stream import AT_ONCE, DomainStream, Spans, targets
 from mixc.store.store import Store
 
@@ -47,7 +48,10 @@ class Builder:
     `locks` has one for each domain's stream. `columns` are those of every shard, domain by domain:
     of domain d from shard `first_shard[d]` on, int64[K]; `first_document` is the number in its
     domain of each shard's first document, int64[shards]. `padding` is a row of ends of text.
+    Rows are full, and have none, where it is None. `files` are the shards' own.
     `turn` is had by who writes: a file takes one at a time, and who waits there uses a core.
+    `published`: what `path` is another name of, if it is; then it is read and never written to.
+    `tables`: whether tables of rows' sources are made. `cold`: the store is read from the disk.
     """
 
     domains: tuple[str, ...]
@@ -58,18 +62,40 @@ class Builder:
     first_document: Index
     seq_len: int
     dtype: np.dtype[Any]
-    padding: NDArray[Any]
+    padding: NDArray[Any] | None
+    files: tuple[Path, ...]
     path: Path
     turn: Lock
+    published: Path | None = None
+    tables: bool = True
+    cold: Event = field(default_factory=Event)
+
+    def read_ahead(self, domains: Sequence[str], *, workers: int) -> None:
+        """Bring all tokens of domains into memory, in long runs, rather than page by page."""
+        pool = self.columns.tokens
+        wanted = [self.domains.index(name) for name in domains]
+        shards = [i for domain in wanted for i in self.shards_of(domain)]
+        sizes = pool.sizes * self.dtype.itemsize
+        with ThreadPoolExecutor(workers) as crew:
+            list(crew.map(lambda i: populate(pool.addresses[i : i + 1], sizes[i : i + 1]), shards))
+
+    def shards_of(self, domain: int) -> range:
+        """The numbers of a domain's shards."""
+        first = int(self.first_shard[domain])
+        return range(first, first + len(self.streams[domain].shards))
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where tokens are copied from: span i from `at[i]` on in `pool.values[source[i]]`, int64."""
+    """Where tokens are copied from: span i from `at[i]` on in `pool.values[source[i]]`, int64.
+
+    `files` are those that the arrays of the pool are mapped from.
+    """
 
     pool: Pool
     source: Index
     at: Index
+    files: tuple[Path, ...]
 
 
 Finder = Callable[[Builder, BlockTask, BlockRows], Origin]
@@ -77,13 +103,23 @@ Finder = Callable[[Builder, BlockTask, BlockRows], Origin]
 
 def from_store(builder: Builder, task: BlockTask, rows: BlockRows) -> Origin:  # noqa: ARG001
     """The tokens of a block, where they stand in the store."""
-    return Origin(builder.columns.tokens, rows.shard, rows.at)
+    return Origin(builder.columns.tokens, rows.shard, rows.at, builder.files)
 
 
 def make_builder(
-    store: Store, supply: Supply, domains: tuple[str, ...], path: Path, *, workers: int
+    store: Store,
+    supply: Supply,
+    domains: tuple[str, ...],
+    path: Path,
+    *,
+    workers: int,
+    published: Path | None = None,
+    tables: bool = True,
 ) -> Builder:
-    """Map the store; the staged stream is at `path`."""
+    """Map the store; the staged stream is at `path`, which may be another name of `published`.
+
+    `tables`: whether blocks' tables are made.
+    """
     _ = store.all_held_ids  # read once, before threads ask for it
 
     def open_stream(name: str) -> DomainStream:
@@ -103,10 +139,21 @@ def make_builder(
         first_document=np.concatenate([one.first_document[:-1] for one in streams]),
         seq_len=supply.layout.seq_len,
         dtype=store.dtype,
-        padding=np.full(supply.layout.seq_len, store.eot_id, store.dtype),
+        padding=_padding(store, supply.layout),
+        files=tuple(
+            store.root / one.file.path for name in domains for one in store.domains[name].shards
+        ),
         path=path,
         turn=Lock(),
+        published=published,
+        tables=tables,
     )
+
+
+def _padding(store: Store, layout: Layout) -> NDArray[Any] | None:
+    if layout.packing == "concat":
+        return None
+    return np.full(layout.seq_len, store.eot_id, store.dtype)
 
 
 def sources_of(builder: Builder, task: BlockTask) -> BlockRows:

@@ -88,7 +88,8 @@ class Buckets:
         of_window = np.bincount(window, length, len(self._borders) - 1).astype(np.int64)
         at = np.empty(len(order), np.int64)
         at[order] = targets(length) + (asked.begins[number] - targets(of_window))[window]
-        return Origin(self._take(bucket), np.zeros(len(at), np.int64), at)
+        pool = self._take(bucket)
+        return Origin(pool, np.zeros(len(at), np.int64), at, (self._path(bucket, "bin"),))
 
     def _groups(self, tasks: Iterable[BlockTask]) -> Iterator[list[BlockTask]]:
         held, group = 0, list[BlockTask]()
@@ -150,6 +151,7 @@ class Buckets:
         with self._lock:
             path = self._path(bucket, "bin")
             if bucket not in self._open:
+                commit.sync(path)  # what the disk does not take must not be read as if it had
                 self._open[bucket] = make_pool([np.fromfile(path, self._builder.dtype)])
             self._left[bucket] -= 1
             if self._left[bucket]:

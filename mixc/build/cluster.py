@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixc.build.blocks import BlockTask, Builder, make_builder
-from mixc.build.gather import BlockDone, block_digest, build_block
+from mixc.build.gather import BlockDone, block_digest, build_block, read_block
 from mixc.build.plan import BuildPlan
 from mixc.build.supply import make_supply
 from mixc.engine import ray
@@ -25,13 +25,21 @@ from mixc.store.store import MANIFEST, Store, open_store
 
 
 def build_blocks(
-    cluster: ray.Cluster, plan: BuildPlan, store: Store, stream: Path, tasks: Sequence[BlockTask]
+    cluster: ray.Cluster,
+    plan: BuildPlan,
+    store: Store,
+    stream: Path,
+    tasks: Sequence[BlockTask],
+    *,
+    published: Path | None,
 ) -> Iterator[BlockDone]:
-    """Stage every block in the file `stream`; yield them in order, as this machine reads them."""
+    """Stage every block in the file `stream`; yield them in order, as this machine reads them.
+
+    `published`: what `stream` is another name of, if it is.
+    """
 
     def staged(done: BlockDone) -> NDArray[Any]:
-        offset = done.number * plan.block_rows * plan.row_len * plan.spec.dtype.itemsize
-        return np.fromfile(stream, plan.spec.dtype, done.rows * plan.row_len, offset=offset)
+        return read_block(stream, plan.spec, done.number, plan.block_rows)
 
     secret = secrets.token_hex(16)
     token = stream.parent / f".seen-{secret}"  # who reads it shares the folder
@@ -44,7 +52,7 @@ def build_blocks(
             setup=_make_builder,
             arguments=(
                 *(store.root, store.store_hash, plan.domains),
-                *(supply.layout, supply.weights, stream),
+                *(supply.layout, supply.weights, stream, published, plan.provenance),
             ),
             cluster=cluster,
             report=lambda _: None,
@@ -63,12 +71,16 @@ def _make_builder(
     layout: Layout,
     weights: DocumentWeights | None,
     stream: Path,
+    published: Path | None,
+    tables: bool,
 ) -> Builder:
     store = open_store(root)
     if store.store_hash != store_hash:
         raise MixcError("MX045", "the store was replaced meanwhile", place=Place(str(root)))
     supply = make_supply(store, domains, layout, weights)
-    return make_builder(store, supply, domains, stream, workers=1)
+    return make_builder(
+        store, supply, domains, stream, workers=1, published=published, tables=tables
+    )
 
 
 def _build(builder: Builder, task: BlockTask, report: Report) -> BlockDone:  # noqa: ARG001

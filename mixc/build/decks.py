@@ -28,6 +28,7 @@ from mixc.build.provenance import BlockRows
 from mixc.engine.threads import in_order
 from mixc.rows.stream import count_up, within_rows
 from mixc.store import commit
+from mixc.store.columns import map_numbers
 from mixc.writers.sequences import StreamSpec
 
 Index = NDArray[np.int64]
@@ -86,7 +87,7 @@ class Decks:
         find = choose(task for task in self._tasks(total, written) if task.known is None)
 
         def place(task: BlockTask) -> tuple[BlockTask, str]:
-            mine = replace(builder, path=self._path(int(task.labels[0])))
+            mine = replace(builder, path=self._path(int(task.labels[0])), published=None)
             return task, place_tokens(mine, task, find)[0]
 
         tasks = self._tasks(total, written)
@@ -95,6 +96,9 @@ class Decks:
                 if digest != task.known:
                     self._note(task, digest)
                 bar.advance(len(task.labels))
+        for domain, count in enumerate(total.tolist()):
+            if count:  # what the disk does not take must not be read as if it had
+                commit.sync(self._path(domain))
         self._pool = make_pool([self._mapped(i, n) for i, n in enumerate(total.tolist())])
 
     def find(self, builder: Builder, task: BlockTask, rows: BlockRows) -> Origin:
@@ -105,13 +109,11 @@ class Decks:
         rank[np.argsort(labels, kind="stable")] = count_up(counts)
         begin = (task.positions[labels] + rank) * builder.seq_len
         at = begin[spans.row] + within_rows(spans.row, spans.length)
-        return Origin(self._pool, labels[spans.row].astype(np.int64), at)
+        files = tuple(self._path(domain) for domain in range(self._domains))
+        return Origin(self._pool, labels[spans.row].astype(np.int64), at, files)
 
     def _mapped(self, domain: int, rows: int) -> NDArray[Any]:
-        dtype, count = self._spec.dtype, rows * self._spec.seq_len
-        return (
-            np.memmap(self._path(domain), dtype, "r", shape=count) if rows else np.empty(0, dtype)
-        )
+        return map_numbers(self._path(domain), self._spec.dtype, rows * self._spec.seq_len)
 
     def _upto(self, rows: Index, written: _Written) -> Index:
         """The first `rows` rows of each domain, and what is there of the block where they end."""

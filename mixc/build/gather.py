@@ -6,20 +6,25 @@ Python's, and all share one copy of the documents' lengths and orders.
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import xxhash
-from mixc_kernels.gather_spans import span_addresses
+from mixc_kernels.gather_spans import fetch_begins, populate, span_addresses
 from numpy.typing import NDArray
 
 from mixc.build.blocks import BlockTask, Builder, Finder, Origin, from_store, sources_of
 from mixc.build.provenance import BlockRows, block_table, taken
 from mixc.engine.threads import in_order
+from mixc.errors import MixcError, Place
+from mixc.rows.stream import Spans
 from mixc.store import commit
+from mixc.writers.sequences import StreamSpec
 
 Index = NDArray[np.int64]
 
@@ -35,7 +40,7 @@ class BlockDone:
     rows: int
     digest: str
     tokens: NDArray[Any]
-    table: pa.Table
+    table: pa.Table | None
     taken: tuple[dict[int, int], ...]
 
 
@@ -53,7 +58,7 @@ def build_block(builder: Builder, task: BlockTask, find: Finder = from_store) ->
     """
     rows = sources_of(builder, task)
     digest, tokens = place_tokens(builder, task, find, rows)
-    table = block_table(rows, builder.domains)
+    table = block_table(rows, builder.domains) if builder.tables else None
     sums = taken(rows, len(builder.domains))
     return BlockDone(task.number, len(task.labels), digest, tokens, table, sums)
 
@@ -63,10 +68,18 @@ def place_tokens(
 ) -> tuple[str, NDArray[Any]]:
     """Put a block's tokens in their place, unless they stand there; their digest, and they.
 
-    `rows`: where the block's rows come from, if that is known.
+    `rows`: where the block's rows come from, if that is known. Raises MX040 if they cannot be read,
+    or would have to be written to a file that is published.
     """
     if task.known is not None and block_digest(tokens := _staged(builder, task)) == task.known:
         return task.known, tokens
+    if builder.published is not None:
+        raise MixcError(
+            "MX040",
+            "the file changed while it was read, or its disk fails",
+            place=Place(str(builder.published)),
+            help="run again: what is damaged of the mixture that is there is made anew",
+        )
     rows = sources_of(builder, task) if rows is None else rows
     return _write(builder, task, rows, find(builder, task, rows))
 
@@ -92,27 +105,65 @@ def _write(
     """
     offset, count = _place(builder, task)
     width = builder.dtype.itemsize
-    row, length = rows.spans.row, rows.spans.length
-    addresses = span_addresses(origin.pool, origin.source, origin.at, length)
-    if int(length.sum()) < count:
-        row, addresses, length = _padded(builder, len(task.labels), row, addresses, length)
+    addresses, length = _whole_rows(builder, len(task.labels), rows.spans, origin)
     tokens = np.memmap(builder.path, builder.dtype, "r", offset, count)
+
+    def file_of(number: int) -> Path:
+        pool, address = origin.pool, addresses[number]
+        ends = pool.addresses + pool.sizes.astype(np.uint64) * np.uint64(width)
+        holding = np.flatnonzero((pool.addresses <= address) & (address < ends))
+        return origin.files[int(holding[0])] if len(holding) else builder.path
+
+    if builder.cold.is_set():  # who waits for the disk with the file in hand lets all others wait
+        populate(addresses, length * width)
     with builder.turn:
-        commit.write_from(builder.path, offset, addresses, length * width)
+        before = _major_faults()
+        commit.write_from(builder.path, offset, addresses, length * width, file_of, fetch_begins)
+        if _major_faults() > before:
+            builder.cold.set()
     return block_digest(tokens), tokens
 
 
-def _padded(
-    builder: Builder, rows: int, row: Index, addresses: NDArray[np.uint64], length: Index
-) -> tuple[Index, NDArray[np.uint64], Index]:
-    """Spans of tokens, and behind those of each row what fills it up: the end of text."""
-    left = builder.seq_len - np.bincount(row, length, rows).astype(np.int64)
+def _major_faults() -> int:
+    """How often this thread has waited for the disk to fill a page."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
+
+
+def _whole_rows(
+    builder: Builder, rows: int, spans: Spans, origin: Origin
+) -> tuple[NDArray[np.uint64], Index]:
+    """Where in memory the spans of rows begin and their lengths, in order; behind those of a row
+    stands what fills it up, the end of text. Raises MX040 if they do not make whole rows.
+    """
+    try:
+        addresses = span_addresses(origin.pool, origin.source, origin.at, spans.length)
+    except IndexError as error:
+        raise _no_rows(origin, int(origin.source[0])) from error
+    left = builder.seq_len - np.bincount(spans.row, spans.length, rows).astype(np.int64)
     short = np.flatnonzero(left)
-    row = np.concatenate([row, short])
-    order = np.argsort(row, kind="stable")
+    if not len(short):
+        return addresses, spans.length
+    if builder.padding is None or left.min() < 0:
+        first = int(np.searchsorted(spans.row, short[0]))
+        raise _no_rows(origin, int(origin.source[min(first, len(spans.row) - 1)]))
+    order = np.argsort(np.concatenate([spans.row, short]), kind="stable")
     padding = np.full(len(short), builder.padding.ctypes.data, np.uint64)
     addresses = np.concatenate([addresses, padding])
-    return row[order], addresses[order], np.concatenate([length, left[short]])[order]
+    return addresses[order], np.concatenate([spans.length, left[short]])[order]
+
+
+def _no_rows(origin: Origin, source: int) -> MixcError:
+    message = "its documents do not fill the rows that were planned: it changed meanwhile"
+    hint = "run `mixc verify` on the store"
+    return MixcError("MX040", message, place=Place(str(origin.files[source])), help=hint)
+
+
+def read_block(path: Path, spec: StreamSpec, number: int, block_rows: int) -> NDArray[Any]:
+    """A block of a stream's file, flat: as much of it as is there."""
+    first = number * block_rows
+    count = min(block_rows, spec.rows - first) * spec.seq_len
+    offset = first * spec.seq_len * spec.dtype.itemsize
+    return np.fromfile(path, spec.dtype, count, offset=offset)
 
 
 def block_digest(tokens: NDArray[Any]) -> str:

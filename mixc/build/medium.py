@@ -6,6 +6,9 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mixc.build.plan import BuildPlan
 from mixc.store.store import Store
 
@@ -24,6 +27,18 @@ def two_passes(asked: str, plan: BuildPlan, store: Store) -> bool:
     used = [name for name, rows in zip(plan.domains, plan.counts.rows, strict=True) if rows]
     size = sum(store.domains[name].tokens for name in used) * store.dtype.itemsize
     return size > _CACHED * free_memory() and seeks(store.root)
+
+
+def read_whole(plan: BuildPlan, store: Store, rows: NDArray[np.int64]) -> list[str]:
+    """The domains that are best read from one end to the other before they are gathered from.
+
+    `rows`, int64[K], are those that are gathered. The domains are all whose rows take half of their
+    tokens or more, if memory holds these domains.
+    """
+    pairs = zip(plan.domains, rows.tolist(), strict=True)
+    found = [name for name, n in pairs if 2 * n * plan.row_len >= store.domains[name].tokens > 0]
+    size = sum(store.domains[name].tokens for name in found) * store.dtype.itemsize
+    return found if size <= _CACHED * free_memory() else []
 
 
 def free_memory() -> int:

@@ -30,6 +30,7 @@ from mixc.errors import MixcError, Place
 from mixc.store import commit
 
 _DESCRIPTION = "-description.txt"
+_OUTPUT = "megatron-order"  # what the lock of a cache is called
 _CHUNK = 1 << 20
 
 
@@ -52,8 +53,8 @@ def keep_order(root: Path, cache: Path, *, prefix: str | None = None) -> list[In
 
     `prefix` is the dataset's path as Megatron was given it, if it is not the mixture's own. Raises
     MX070 (a mixture without Megatron's format), MX041 (no index of this mixture), MX063 (an index
-    made with arguments that do not fit the mixture), MX040 (damaged), MX043 (no space). It changes
-    nothing then.
+    made with arguments that do not fit the mixture), MX040 (damaged), MX042 (another run is at
+    it), MX043 (no space). It changes nothing then.
     """
     mixture = open_mixture(root)
     if "megatron" not in mixture.manifest["formats"]:
@@ -81,16 +82,25 @@ def keep_order(root: Path, cache: Path, *, prefix: str | None = None) -> list[In
             f" --exit-interval 1, with --data-cache-path {cache};"
             " --prefix names a path that Megatron knows the mixture by",
         )
-    staging = cache / f"{commit.CONTROL}.{os.getpid()}"
-    try:
-        staged = [index.stage(staging) for index in found]
-        for path in (path for paths in staged for path in paths):
-            commit.rename(path, cache / path.name)
-        commit.sync(cache)
-    finally:
-        commit.remove(staging)
+    with commit.locked(cache / _OUTPUT) as staging:
+        commit.remove(staging)  # what a run that was killed has left
+        try:
+            staged = [index.stage(staging) for index in found]
+            for path in (path for paths in staged for path in paths):
+                commit.rename(path, cache / path.name)
+            commit.sync(cache)
+        finally:
+            commit.remove(staging)
+    _leave_nothing(cache / commit.CONTROL)
     pairs = zip(found, staged, strict=True)
     return [index.in_order(changed=bool(paths)) for index, paths in pairs]
+
+
+def _leave_nothing(control: Path) -> None:
+    """Remove the lock: the cache is Megatron's. Others' locks may stand beside it."""
+    commit.remove(control / _OUTPUT)
+    if not any(control.iterdir()):
+        commit.remove(control)
 
 
 def _descriptions(cache: Path) -> dict[Path, dict[str, Any]]:

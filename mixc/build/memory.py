@@ -16,6 +16,7 @@ _DOCUMENT_OF_EPOCH = 12  # where each stands, and where each ends
 _WEIGHT = 8
 _PACKED = 32  # a document's place in the rows of an epoch, where rows hold whole documents
 _ROW_OF_DECK = 4
+_ROW_OF_EPOCH = 4  # the document that it begins in
 _OPENED = 48  # of a document while its domain is opened
 _SORTED = 24  # of what is put in order, while it is
 _SPAN = 200  # columns of a block's spans, and their table
@@ -39,7 +40,7 @@ def memory_bytes(plan: BuildPlan, store: Store, *, workers: int, twice: bool = F
     packed = 0 if plan.layout.packing == "concat" else _PACKED
     held = _DOCUMENT + _WEIGHT * plan.layout.weighted
     streams = documents * (held + laid * (_DOCUMENT_OF_EPOCH + packed))
-    streams = streams + decks * laid * _ROW_OF_DECK
+    streams = streams + decks * laid * (_ROW_OF_DECK + _ROW_OF_EPOCH)
     passing = np.where(used, np.maximum(documents * _OPENED, decks * _SORTED), 0)
     passing = np.sort(passing)[-min(workers, AT_ONCE) :]
     labels = plan.rows * (_LABEL + label_dtype(len(domains)).itemsize)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mixc.build import provenance
+from mixc.build.plan import ALGORITHM
 from mixc.errors import MixcError, Place
 from mixc.registry import WRITERS
 from mixc.rows.packing import Layout
@@ -40,10 +42,12 @@ class Mixture:
         groups = [self.manifest["formats"], held["formats"]]
         groups += [domain["formats"] for domain in held["domains"].values()]
         listed = [record for group in groups for one in group.values() for record in one["files"]]
-        listed.append(self.manifest["provenance"])
         if "document_weights" in self.manifest:
             listed.append(self.manifest["document_weights"]["file"])
-        return [FileRecord(**record) for record in listed]
+        return [
+            *(FileRecord(**record) for record in listed),
+            *provenance.listed(self.manifest["provenance"]),
+        ]
 
     def whole(self) -> bool:
         """Whether every file is there in its size."""
@@ -130,6 +134,19 @@ def open_mixture(root: Path) -> Mixture:
         place = Place(str(root / MANIFEST))
         raise MixcError("MX040", f"the manifest lacks {error}", place=place) from error
     return mixture
+
+
+def check_algorithm(mixture: Mixture) -> None:
+    """Raise MX044 if rows were laid out by another version: they cannot be derived again."""
+    algorithm = mixture.manifest.get("algorithm", 1)
+    if algorithm != ALGORITHM:
+        raise MixcError(
+            "MX044",
+            f"the rows were laid out by algorithm {algorithm}, this mixc has {ALGORITHM}",
+            place=Place(str(mixture.root / MANIFEST)),
+            help="use the version that built it, mixc "
+            f"{mixture.manifest.get('mixc_version', 'unknown')}, or build it again with this one",
+        )
 
 
 def make_ledger(

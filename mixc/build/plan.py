@@ -30,7 +30,8 @@ _PROVENANCE_BYTES = 16  # of a row that is cut from a single document
 class BuildPlan:
     """The mixture to be built. `domains` is the order of all arrays, [K].
 
-    `room` is the rows that each domain can give at most, int64[K].
+    `room` is the rows that each domain can give at most, int64[K]; `provenance`, whether it is
+    written where rows come from.
     """
 
     domains: tuple[str, ...]
@@ -40,6 +41,7 @@ class BuildPlan:
     seq_len: int
     shuffle_block: int
     seed: int
+    provenance: bool
     formats: tuple[str, ...]
     spec: StreamSpec
     key: str
@@ -93,7 +95,8 @@ class BuildPlan:
     def disk_bytes(self) -> dict[str, int]:
         """What is staged, at least: the stream, provenance, and what formats take beside."""
         formats = {name: int(WRITERS[name].load().disk_bytes(self.spec)) for name in self.formats}
-        return {"stream": self.bytes, "provenance": _PROVENANCE_BYTES * self.rows, **formats}
+        provenance = self.provenance * _PROVENANCE_BYTES * self.rows
+        return {"stream": self.bytes, "provenance": provenance, **formats}
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,7 @@ def make_plan(
         seq_len=options.seq_len,
         shuffle_block=options.order.shuffle_block,
         seed=recipe.seed,
+        provenance=options.provenance,
         formats=tuple(options.formats),
         spec=spec,
         key=_key(recipe, store, schedule, supply.weights),

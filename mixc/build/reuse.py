@@ -7,7 +7,7 @@ again, a file once its hash is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from mixc import __version__
 from mixc.build.blocks import BlockTask
+from mixc.build.derived import labels_of, written_of
 from mixc.build.gather import block_digest
 from mixc.build.mixture import Mixture, libraries, open_mixture
 from mixc.build.plan import ALGORITHM, BuildPlan
-from mixc.build.provenance import block_labels
+from mixc.build.provenance import DIGESTS, listed
 from mixc.errors import MixcError
 from mixc.registry import WRITERS
 from mixc.store import commit
@@ -112,10 +114,10 @@ def find(root: Path, plan: BuildPlan, store: Store, tasks: Iterable[BlockTask]) 
         mixture = open_mixture(root)
         if not _same_rows(mixture, plan, store):
             return None
-        record = FileRecord(**mixture.manifest["provenance"])
-        if check_file(root, record, rehash=True) is not None:
+        records = listed(mixture.manifest["provenance"])
+        if any(check_file(root, one, rehash=True) is not None for one in records):
             return None
-        blocks = _same_blocks(root / record.path, plan, tasks)
+        blocks = _same_blocks(_there(mixture, plan), plan, tasks)
         every = mixture.manifest["rows"] == plan.rows
     except _UNREADABLE:
         return None
@@ -138,10 +140,26 @@ def _same_rows(mixture: Mixture, plan: BuildPlan, store: Store) -> bool:
     )
 
 
-def _same_blocks(path: Path, plan: BuildPlan, tasks: Iterable[BlockTask]) -> dict[int, str]:
+def _there(mixture: Mixture, plan: BuildPlan) -> Iterator[tuple[str, NDArray[np.integer[Any]]]]:
+    """Of each block of a mixture, its digest and the numbers of its rows' domains."""
+    if (written := written_of(mixture)) is not None:
+        yield from written.labels(plan.domains)
+        return
+    digests = (mixture.root / DIGESTS).read_bytes()
+    labels = labels_of(mixture)
+    for number, first in enumerate(range(0, len(labels), plan.block_rows)):
+        digest = digests[16 * number : 16 * number + 16].hex()
+        yield digest, labels[first : first + plan.block_rows]
+
+
+def _same_blocks(
+    there: Iterable[tuple[str, NDArray[np.integer[Any]]]],
+    plan: BuildPlan,
+    tasks: Iterable[BlockTask],
+) -> dict[int, str]:
     blocks: dict[int, str] = {}
     positions = np.zeros(len(plan.domains), np.int64)
-    for task, (digest, labels) in zip(tasks, block_labels(path, plan.domains), strict=False):
+    for task, (digest, labels) in zip(tasks, there, strict=False):
         if np.array_equal(positions, task.positions) and np.array_equal(labels, task.labels):
             blocks[task.number] = digest
         positions = positions + np.bincount(labels, minlength=len(positions))

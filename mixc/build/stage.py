@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,16 @@ from mixc.build import reuse as reusing
 from mixc.build.blocks import BlockTask, Finder, from_store, make_builder
 from mixc.build.buckets import Buckets, bucket_bytes
 from mixc.build.decks import Decks
-from mixc.build.disk import at_once, disk_needs, free_bytes, rows_left
 from mixc.build.export import Exporter
-from mixc.build.gather import BlockDone, build_blocks, stream_hash
+from mixc.build.foresight import check_disk
+from mixc.build.gather import BlockDone, block_digest, build_blocks, read_block, stream_hash
 from mixc.build.held import HeldOut, stage_held_out, stage_together, staged_sequences
-from mixc.build.medium import two_passes
+from mixc.build.medium import read_whole
 from mixc.build.mixture import Mixture, open_mixture
 from mixc.build.plan import ALGORITHM, BuildPlan
 from mixc.build.reuse import Reuse
 from mixc.build.schedule import describe
+from mixc.build.site import Site, labels_of, tasks_of
 from mixc.engine.ray import Cluster
 from mixc.engine.threads import in_order
 from mixc.errors import MixcError, Place
@@ -75,7 +76,7 @@ def build(
         for other in staging.iterdir():
             if other.name != plan.key:
                 commit.remove(other)
-        site = _Site(plan, store, root, staging / plan.key, workers, cluster, gather, decks)
+        site = Site(plan, store, root, staging / plan.key, workers, cluster, gather, decks)
         commit.remove(site.tree)
         manifest = {**recipe_data, **_make(site)}
         commit.write_file(site.tree / mixtures.MANIFEST, seal(manifest))
@@ -86,44 +87,10 @@ def build(
     return open_mixture(root)
 
 
-@dataclass(frozen=True)
-class _Site:
-    """What is built, and by whom; `root` is where it will stand, `work` where it is staged."""
-
-    plan: BuildPlan
-    store: Store
-    root: Path
-    work: Path
-    workers: int
-    cluster: Cluster | None
-    gather: str
-    decks: bool
-
-    @property
-    def tree(self) -> Path:
-        """What becomes the mixture."""
-        return self.work / "tree"
-
-    @property
-    def stream(self) -> Path:
-        """The token stream, which formats link or copy."""
-        return self.work / "stream.bin"
-
-    @property
-    def linked(self) -> Path:
-        """The stream as a file that is published already: it is read, and never written to."""
-        return self.work / "stream.linked"
-
-    @property
-    def journal(self) -> Path:
-        """What a run says that it has staged of the stream."""
-        return self.work / "blocks.jsonl"
-
-
-def _make(site: _Site) -> dict[str, Any]:
+def _make(site: Site) -> dict[str, Any]:
     """Stage every file of the mixture and describe it."""
     plan, labels = site.plan, labels_of(site.plan)
-    reuse = reusing.find(site.root, plan, site.store, _tasks(plan, labels))
+    reuse = reusing.find(site.root, plan, site.store, tasks_of(plan, labels))
     weights = plan.supply.weights
     weights_file = None if weights is None else weights.write(site.tree)
     stream, staged = _stage(site, labels, reuse)
@@ -136,19 +103,21 @@ def _make(site: _Site) -> dict[str, Any]:
     there = {} if reuse is None else reuse.mixture.manifest
     formats = export("", rows_of, "train", there["formats"] if reuse and reuse.all else {})
     files = (one for entry in formats.values() for one in entry["files"])
-    if any(one["xxh3"] == staged.xxh3 for one in files):  # it is a format's; else it is removed
+    if any(one["xxh3"] == staged.xxh3 for one in files):
         commit.sync(stream)
+    elif stream == site.stream:  # it is removed, and need not be on the disk
+        _check_stream(site, staged)
     for name, entry in formats.items():
         entry["how_to_load"] = WRITERS[name].load().how_to_load(plan.spec)
     held = _hold_out(site, export, there.get("holdout", _NOTHING))
     return (
         _describe_rows(plan, site.store, labels, staged)
-        | {"formats": formats, "holdout": held, "provenance": staged.provenance.as_dict()}
+        | {"formats": formats, "holdout": held, "provenance": staged.provenance}
         | _describe_weights(plan, weights_file)
     )
 
 
-def _stage(site: _Site, labels: order.Labels, reuse: Reuse | None) -> tuple[Path, _Staged]:
+def _stage(site: Site, labels: order.Labels, reuse: Reuse | None) -> tuple[Path, _Staged]:
     """Stage the token stream, or link it if it is published already, and the provenance."""
     plan, stream = site.plan, site.stream
     for left in (reusing.part_of(stream), site.linked):
@@ -157,9 +126,9 @@ def _stage(site: _Site, labels: order.Labels, reuse: Reuse | None) -> tuple[Path
     whole = reuse.stream(plan) if reuse is not None and not begun else None
     linked = whole is not None and commit.try_link(whole, site.linked)
     reused = {} if reuse is None else reuse.blocks
-    known = _read_journal(site.journal) if begun else {}
-    decks = decks_of(site.root, plan, site.store) if site.decks else None
-    _foresee(site, reuse, {**reused, **known}, staged=linked or begun, decks=decks)
+    known = site.staged_blocks()
+    decks = site.kept_decks() if site.decks else None
+    check_disk(site, reuse, {**reused, **known}, staged=linked or begun, decks=decks)
     if decks is not None:
         decks.make_room()
     if linked:
@@ -171,6 +140,26 @@ def _stage(site: _Site, labels: order.Labels, reuse: Reuse | None) -> tuple[Path
                 reuse.stage(plan, stream)
         commit.reserve(stream, plan.bytes)
     return stream, _gather(site, stream, labels, reused, known, decks)
+
+
+def _check_stream(site: Site, staged: _Staged) -> None:
+    """See that the stream is still what was gathered, now that formats are written from it.
+
+    Where the disk did not take a part, and memory forgot it, what is read is another. Raises MX040.
+    """
+    plan = site.plan
+
+    def digest(number: int) -> str:
+        return block_digest(read_block(site.stream, plan.spec, number, plan.block_rows))
+
+    found = in_order(digest, range(len(staged.digests)), workers=site.workers)
+    if any(one != two for one, two in zip(found, staged.digests, strict=True)):
+        raise MixcError(
+            "MX040",
+            "the disk did not keep what was written to it",
+            place=Place(str(site.stream)),
+            help="run again: what is damaged is made anew; and look after the disk",
+        )
 
 
 def _describe_rows(
@@ -244,30 +233,6 @@ def describe_domains(plan: BuildPlan) -> dict[str, Any]:
     return domains
 
 
-def _foresee(
-    site: _Site, reuse: Reuse | None, known: Iterable[int], *, staged: bool, decks: Decks | None
-) -> None:
-    """Raise MX043 if the disk cannot hold what is yet to be staged.
-
-    `known` are the numbers of blocks that need not be gathered. `staged`: the stream has its place.
-    """
-    plan, left, growth = site.plan, rows_left(site.plan, known), 0
-    if decks is not None:
-        left = plan.rows - decks.held(plan.counts.rows)
-        growth = decks.growth(plan.counts.rows)
-    twice = site.cluster is None and two_passes(site.gather, plan, site.store)
-    needed = at_once(disk_needs(plan, reuse, staged=staged, in_buckets=left * twice, decks=growth))
-    free = free_bytes(site.stream)
-    if needed > free:
-        raise MixcError(
-            "MX043",
-            f"the mixture takes at least {needed:,} bytes more, and {free:,} are free",
-            place=Place(str(site.work)),
-            help="free some space, leave out formats that hold copies (mixc plan says what each "
-            "takes), or put workdir on another disk",
-        )
-
-
 @dataclass(frozen=True)
 class _Staged:
     """The staged token stream: digests of its blocks, its XXH3-128, tokens taken, provenance."""
@@ -275,11 +240,11 @@ class _Staged:
     digests: list[str]
     xxh3: str
     taken: dict[str, dict[int, int]]
-    provenance: FileRecord
+    provenance: dict[str, Any]
 
 
 def _gather(
-    site: _Site,
+    site: Site,
     stream: Path,
     labels: order.Labels,
     reused: Mapping[int, str],
@@ -293,8 +258,13 @@ def _gather(
     plan, whole = site.plan, xxhash.xxh3_128()
     with (
         progress.task("build mixture", plan.rows, "rows") as bar,
-        commit.create(site.tree / provenance.FILE) as file,
-        provenance.RowsWriter(file, plan.domains) as writer,
+        provenance.RowsWriter(
+            site.tree,
+            plan.domains,
+            rows=plan.rows,
+            block_rows=plan.block_rows,
+            kept=plan.provenance,
+        ) as writer,
     ):
         for done in _blocks(site, stream, labels, {**reused, **known}, decks):
             if known.get(done.number) != done.digest:
@@ -306,11 +276,12 @@ def _gather(
                 commit.start_sync(stream, offset, done.tokens.nbytes)
             writer.add(done.table, done.taken, done.digest)
             bar.advance(done.rows)
-    return _Staged(writer.digests, whole.hexdigest(), writer.taken, file.record(provenance.FILE))
+        entry = writer.finish()
+    return _Staged(writer.digests, whole.hexdigest(), writer.taken, entry)
 
 
 def _blocks(
-    site: _Site,
+    site: Site,
     stream: Path,
     labels: order.Labels,
     known: Mapping[int, str],
@@ -318,16 +289,27 @@ def _blocks(
 ) -> Iterator[BlockDone]:
     """Stage every block. `known`: digests of those that are said to be staged."""
     plan, store, workers = site.plan, site.store, site.workers
-    tasks = _tasks(plan, labels, known)
+    tasks = tasks_of(plan, labels, known)
+    published = site.root if stream == site.linked else None
     if site.cluster is not None:
-        yield from clusters.build_blocks(site.cluster, plan, store, stream, list(tasks))
+        yield from clusters.build_blocks(
+            site.cluster, plan, store, stream, list(tasks), published=published
+        )
         return
-    builder = make_builder(store, plan.supply, plan.domains, stream, workers=workers)
+    builder = make_builder(
+        *(store, plan.supply, plan.domains, stream),
+        workers=workers,
+        published=published,
+        tables=plan.provenance,
+    )
     buckets = site.work / "buckets"
 
     def choose(tasks: Iterable[BlockTask]) -> Finder:
         commit.remove(buckets)
-        if not two_passes(site.gather, plan, store):
+        if not site.twice:
+            counts = (np.bincount(task.labels, minlength=len(plan.domains)) for task in tasks)
+            rows = sum(counts, np.zeros(len(plan.domains), np.int64))
+            builder.read_ahead(read_whole(plan, store, rows), workers=workers)
             return from_store
         made = Buckets(builder, buckets, size=bucket_bytes(plan.bytes))
         made.fill(tasks, workers=workers)
@@ -337,63 +319,12 @@ def _blocks(
         decks.fill(builder, plan.counts.rows, choose, workers=workers)
         find: Finder = decks.find
     else:
-        find = choose(task for task in _tasks(plan, labels, known) if task.known is None)
+        find = choose(task for task in tasks_of(plan, labels, known) if task.known is None)
     yield from build_blocks(builder, tasks, workers=workers, find=find)
     commit.remove(buckets)
 
 
-def decks_of(root: Path, plan: BuildPlan, store: Store) -> Decks:
-    """The decks that are kept beside a mixture."""
-    weights = plan.supply.weights
-    key = key_of(
-        {
-            "algorithm": ALGORITHM,
-            "store": store.store_hash,
-            "layout": asdict(plan.layout),
-            "weights": None if weights is None else weights.digest(),
-            "block_rows": plan.block_rows,
-        }
-    )
-    return Decks(root.parent / "decks", key, plan.spec, block_rows=plan.block_rows)
-
-
-def _read_journal(path: Path) -> dict[int, str]:
-    """Blocks that an earlier run says it staged; their hashes are checked before they count."""
-    known: dict[int, str] = {}
-    if path.exists():
-        for line in path.read_text(errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-                known[int(entry["block"])] = str(entry["xxh3"])
-            except (ValueError, KeyError, TypeError, OverflowError):
-                continue  # torn by a kill: that block is made again
-    return known
-
-
-def labels_of(plan: BuildPlan) -> order.Labels:
-    """The domain of each row, uint16[R]."""
-    return order.schedule_order(plan.schedule, shuffle_block=plan.shuffle_block, seed=plan.seed)
-
-
-def reusable(root: Path, plan: BuildPlan, store: Store) -> Reuse | None:
-    """What a build would take over from the mixture that is there."""
-    if not (root / mixtures.MANIFEST).exists():
-        return None
-    return reusing.find(root, plan, store, _tasks(plan, labels_of(plan)))
-
-
-def _tasks(
-    plan: BuildPlan, labels: order.Labels, known: Mapping[int, str] | None = None
-) -> Iterator[BlockTask]:
-    """The plan's blocks: one after the other, as there may be a million, of 1000 domains."""
-    positions = np.zeros(len(plan.domains), np.int64)
-    for number, first in enumerate(range(0, plan.rows, plan.block_rows)):
-        mine = labels[first : first + plan.block_rows]
-        yield BlockTask(number, first, mine, positions, (known or {}).get(number))
-        positions = positions + np.bincount(mine, minlength=len(plan.domains))
-
-
-def _hold_out(site: _Site, export: Exporter, there: Mapping[str, Any]) -> dict[str, Any]:
+def _hold_out(site: Site, export: Exporter, there: Mapping[str, Any]) -> dict[str, Any]:
     """Export the held-out documents, each domain's apart and all together.
 
     `there`: what the mixture that is there says of them, the same documents.

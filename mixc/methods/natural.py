@@ -1,4 +1,8 @@
-"""Natural weights: in proportion to the domains' token counts. Costs nothing."""
+"""Natural weights: in proportion to the domains' token counts. Costs nothing.
+
+Tokens count once each, whatever `mixture.document_weights` says: these share out a domain among
+its documents, and how much of the mixture is the domain's is for its own weight to say.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from threading import Semaphore
 from typing import Any
 
 import numpy as np
-from mixc_kernels.cut_pieces import cut_pieces
+from mixc_kernels.cut_pieces import cut_pieces, index_stream
 from mixc_kernels.gather_spans import gather_spans
 from numpy.typing import NDArray
 
@@ -50,6 +50,7 @@ class Spans:
 class _Epoch:
     order: Narrow  # training documents in this epoch's order
     ends: Index  # where each ends in the epoch's stream
+    index: Narrow  # which of them the epoch's rows begin in
 
 
 class DomainStream:
@@ -179,7 +180,8 @@ class DomainStream:
     def _within(self, number: int, row: Index, begin: Index, end: Index) -> Spans:
         """The spans of pieces that lie in one epoch."""
         epoch = self._epoch(number)
-        piece, local, start, length = cut_pieces(epoch.ends, epoch.order, begin, end)
+        stream = epoch.ends, epoch.order, epoch.index, self.seq_len
+        piece, local, start, length = cut_pieces(*stream, begin, end)
         epochs = np.full(len(piece), number)
         document = self.training[local].astype(np.int64)
         return Spans(row[piece], epochs, document, start, length)
@@ -193,7 +195,8 @@ class DomainStream:
     def _lay_out_epoch(self, epoch: int) -> _Epoch:
         with _TURNS:
             order = narrow(self.epoch_order(epoch))
-            return _Epoch(order, np.cumsum(self.lengths[order], dtype=np.int64))
+            ends = np.cumsum(self.lengths[order], dtype=np.int64)
+            return _Epoch(order, ends, index_stream(ends, self.seq_len))
 
     @cached_property
     def _columns(self) -> Columns:

@@ -6,6 +6,7 @@ pyarrow's own conversions would do; but where pandas is installed, they take a s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,3 +39,18 @@ def view(array: pa.Array) -> NDArray[Any]:
     if values is None or not len(array):
         return np.empty(0, kind)
     return np.frombuffer(values, kind, len(array), array.offset * kind.itemsize)
+
+
+def map_numbers(path: Path, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    """The first `count` numbers of a file, mapped, flat.
+
+    Unlike `np.memmap` it keeps no file open: there may be more files than a process may open. Nor
+    is the file read ahead, as it is by pyarrow where all of it is asked for.
+    """
+    if not count:
+        return np.empty(0, dtype)
+    with pa.memory_map(str(path)) as file:
+        first = file.read_buffer(1)
+        if file.size() < count * dtype.itemsize:
+            raise ValueError(f"{path} holds less than {count} numbers")
+    return np.frombuffer(pa.foreign_buffer(first.address, count * dtype.itemsize, first), dtype)

@@ -19,7 +19,7 @@ import mmap
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,7 +35,7 @@ CONTROL = ".mixc"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _SYNC_WRITE = 2  # SYNC_FILE_RANGE_WRITE
 _PIECE, _BEGIN = 1 << 20, 1 << 23
-_VECTORS = 1024  # as many as POSIX systems take at a time
+_VECTORS = 256  # POSIX systems take 1024 at a time; what these name fits in a cache
 _PWRITEV = ctypes.CDLL(None, use_errno=True).pwritev
 _PWRITEV.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
 _PWRITEV.restype = ctypes.c_ssize_t
@@ -60,6 +60,11 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def staging_of(output: Path) -> Path:
+    """Where an output is staged. Whoever writes there holds its lock."""
+    return output.parent / CONTROL / output.name / "staging"
+
+
 @contextmanager
 def locked(output: Path) -> Iterator[Path]:
     """Hold an output for one run and yield its staging folder. A second run raises MX042.
@@ -75,11 +80,6 @@ def locked(output: Path) -> Iterator[Path]:
         with writing(staging):
             staging.mkdir(exist_ok=True)
         yield staging
-
-
-def staging_of(output: Path) -> Path:
-    """Where an output is staged. Whoever writes there holds its lock."""
-    return output.parent / CONTROL / output.name / "staging"
 
 
 @contextmanager
@@ -346,10 +346,17 @@ def write_at(path: Path, offset: int, data: memoryview) -> None:
 
 
 def write_from(
-    path: Path, offset: int, addresses: NDArray[np.uint64], sizes: NDArray[np.int64]
+    path: Path,
+    offset: int,
+    addresses: NDArray[np.uint64],
+    sizes: NDArray[np.int64],
+    file_of: Callable[[int], Path],
+    before: Callable[[NDArray[np.uint64]], None] = lambda _: None,
 ) -> None:
     """Write bytes that lie in many places of this process's memory, end to end, to a part of a
-    reserved file: `sizes[i]` bytes from `addresses[i]` on. They are copied once, by the system.
+    reserved file: `sizes[i]` bytes from `addresses[i]` on. They are copied once, by the system;
+    `before` is told which are next (both, uint64[n, 2]). Raises MX040 if some cannot be read:
+    those of number i are mapped from `file_of(i)`.
     """
     vectors = np.stack([addresses, sizes.astype(np.uint64)], axis=1)
     ends = np.cumsum(sizes)
@@ -363,21 +370,30 @@ def write_from(
                 begun = np.uint64(done - int(ends[first]) + int(sizes[first]))
                 part[0, 0] += begun
                 part[0, 1] -= begun
-                done += _write_vectors(descriptor, part, offset + done, path)
+                before(part)
+                if (written := _write_vectors(descriptor, part, offset + done, path)) is None:
+                    raise _unreadable(file_of(first))
+                done += written
         finally:
             os.close(descriptor)
 
 
-def _write_vectors(descriptor: int, vectors: NDArray[np.uint64], offset: int, path: Path) -> int:
-    """`os.pwritev` of addresses; how many bytes were written, which may be fewer than asked."""
+def _unreadable(path: Path) -> MixcError:
+    message = "what is to be copied cannot be read any more: a file was cut, or its disk fails"
+    hint = "run `mixc verify` on the store"
+    return MixcError("MX040", message, place=Place(str(path)), help=hint)
+
+
+def _write_vectors(
+    descriptor: int, vectors: NDArray[np.uint64], offset: int, path: Path
+) -> int | None:
+    """`os.pwritev` of addresses; how many bytes were written, which may be fewer than asked.
+
+    None: the first of them cannot be read.
+    """
     while (written := _PWRITEV(descriptor, vectors.ctypes.data, len(vectors), offset)) < 0:
         if (number := ctypes.get_errno()) == errno.EFAULT:
-            raise MixcError(
-                "MX040",
-                "what is to be copied cannot be read any more: a file was cut, or its disk fails",
-                place=Place(str(path)),
-                help="run `mixc verify` on the store",
-            )
+            return None
         if number != errno.EINTR:
             raise OSError(number, os.strerror(number), str(path))
     return int(written)

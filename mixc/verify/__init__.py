@@ -15,7 +15,8 @@ __all__ = ["Report", "verify"]
 
 
 def verify(path: Path, *, store: Path | None = None, full: bool = False) -> Report:
-    """Check a store or a mixture. Raises MX040, once for each thing that is wrong.
+    """Check a store or a mixture. Raises MX040, once for each thing that is wrong, and MX044 of a
+    mixture whose files are whole, but were made by another version that laid out rows otherwise.
 
     Hashes, counts, order, and every format's stream are always checked whole. If the store is
     given or stands beside it, a mixture's rows are also derived from their seed again, and

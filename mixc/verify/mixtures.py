@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mixc import progress
 from mixc.build import mixture as mixtures
 from mixc.build import order, provenance
-from mixc.build.counts import capacity
+from mixc.build.derived import labels_of, provenance_of, schedule_of
 from mixc.build.gather import block_digest, stream_hash
 from mixc.build.mixture import Mixture
-from mixc.build.schedule import Asked, Schedule, asked_of, constant, describe, make_schedule
+from mixc.build.provenance import Provenance
+from mixc.build.schedule import Schedule, describe
 from mixc.build.source import store_of
 from mixc.store.shard import token_dtype
 from mixc.verify.report import Report, check_files, files_of, well_formed
@@ -32,9 +32,13 @@ def verify_mixture(mixture: Mixture, store: Path | None, full: bool, report: Rep
     check_files(mixture.root, mixture.files(), report)
     if report.problems:
         return
+    mixtures.check_algorithm(mixture)
+    source = store_of(mixture, store)
     with well_formed(mixture.root / mixtures.MANIFEST, report):
         report.rows = mixture.manifest["rows"]
-        labels = _check_ledger(mixture, report)
+        found = provenance_of(mixture, source)
+        report.derived = found is not None
+        labels = _check_ledger(mixture, found, report)
     if report.problems:  # what follows relies on the counts
         return
     with well_formed(mixture.root / mixtures.MANIFEST, report):
@@ -46,31 +50,24 @@ def verify_mixture(mixture: Mixture, store: Path | None, full: bool, report: Rep
         lambda: _check_labels(mixture, labels, report),
     ]
     checks += [_stream_check(mixture, name, report) for name in mixture.manifest["formats"]]
-    source = store_of(mixture, store)
-    if source is not None:
-        checks += source_checks(mixture, source, labels, full, report)
+    if source is not None and found is not None:
+        checks += source_checks(mixture, source, found, labels, full, report)
     for check in checks:
         with well_formed(mixture.root, report):
             check()
 
 
-def _check_ledger(mixture: Mixture, report: Report) -> NDArray[np.uint16]:
+def _check_ledger(mixture: Mixture, found: Provenance | None, report: Report) -> NDArray[np.uint16]:
     """Derive the ledger again from the provenance, and see that it adds up.
 
-    Returns the domain of each row, uint16[R].
+    Returns the domain of each row, uint16[R]. Without provenance it follows from the seed, and of
+    the ledger there are but the sums to check.
     """
     manifest, path = mixture.manifest, mixture.root / mixtures.MANIFEST
     taken: dict[str, dict[int, int]] = {name: {} for name in manifest["domains"]}
-    labels = [np.zeros(0, np.uint16)]
-    first = 0
-    for table in _tables(mixture):
-        _check_rows(mixture, table, first, report)
-        if report.problems:
-            return labels[0]
-        provenance.add_up(table, taken)
-        labels.append(_labels(mixture, table))
-        first += table.num_rows
-    every = np.concatenate(labels)
+    every = _add_up(mixture, found, taken, report)
+    if report.problems:
+        return every
     counts = np.bincount(every, minlength=len(taken)).tolist()
     rows = dict(zip(manifest["domains"], counts, strict=True))
     claimed = manifest["ledger"]
@@ -99,10 +96,27 @@ def _check_ledger(mixture: Mixture, report: Report) -> NDArray[np.uint16]:
     return every
 
 
-def _tables(mixture: Mixture) -> Iterator[pa.Table]:
-    with pq.ParquetFile(mixture.root / provenance.FILE) as file:
-        for group in range(file.num_row_groups):
-            yield file.read_row_group(group)
+def _add_up(
+    mixture: Mixture, found: Provenance | None, taken: dict[str, dict[int, int]], report: Report
+) -> NDArray[np.uint16]:
+    """Add up the tokens of all rows, by domain and epoch; the domain of each row, uint16[R].
+
+    Without provenance they are what the ledger says.
+    """
+    if found is None:
+        for name, entry in mixture.manifest["ledger"].items():
+            taken[name] = {i: epoch["in_rows"] for i, epoch in enumerate(entry["epochs"])}
+        return labels_of(mixture)
+    labels = np.zeros(mixture.manifest["rows"], np.uint16)
+    first = 0
+    for table in found.tables():
+        _check_rows(mixture, table, first, report)
+        if report.problems:
+            return labels
+        provenance.add_up(table, taken)
+        labels[first : first + table.num_rows] = _labels(mixture, table)
+        first += table.num_rows
+    return labels[:first]
 
 
 def _labels(mixture: Mixture, table: pa.Table) -> NDArray[np.uint16]:
@@ -116,7 +130,7 @@ def _labels(mixture: Mixture, table: pa.Table) -> NDArray[np.uint16]:
 
 def _check_rows(mixture: Mixture, table: pa.Table, first: int, report: Report) -> None:
     """See that a row group holds the rows from `first` on, each cut to its full length."""
-    manifest, path = mixture.manifest, mixture.root / provenance.FILE
+    manifest, path = mixture.manifest, mixture.root / _first_file(mixture)
     if not table.schema.equals(provenance.SCHEMA):
         report.wrong("the columns are not those of a mixture's provenance", path)
         return
@@ -140,22 +154,14 @@ def _check_rows(mixture: Mixture, table: pa.Table, first: int, report: Report) -
         report.wrong(f"rows from {first} on: their spans do not make whole rows", path)
 
 
+def _first_file(mixture: Mixture) -> str:
+    return provenance.listed(mixture.manifest["provenance"])[0].path
+
+
 def _check_weights(mixture: Mixture, report: Report) -> Schedule:
     """Derive the rows again from the weights, the cap on epochs and the tokens there are."""
-    manifest = mixture.manifest
-    domains, ledger, total = manifest["domains"], manifest["ledger"], manifest["rows"]
-    tokens = [ledger[name]["read"] - ledger[name]["held_out"] for name in domains]
-    room = (
-        capacity(
-            np.array(tokens, np.int64),
-            rows=total,
-            seq_len=mixture.row_len,
-            max_epochs=manifest["max_epochs"],
-        )
-        if mixture.layout.plain
-        else np.array([entry.get("room", 0) for entry in domains.values()], np.int64)
-    )
-    schedule = make_schedule(_asked(mixture), total, room)
+    manifest, domains = mixture.manifest, mixture.manifest["domains"]
+    schedule = schedule_of(mixture)
     counts = zip(schedule.counts.rows.tolist(), schedule.counts.capped.tolist(), strict=True)
     if list(counts) != [(entry["rows"], entry["capped"]) for entry in domains.values()]:
         report.wrong("the rows of the domains are not those of their weights")
@@ -166,14 +172,6 @@ def _check_weights(mixture: Mixture, report: Report) -> Schedule:
     ):
         report.wrong("the rows of the stages are not those of their weights")
     return schedule
-
-
-def _asked(mixture: Mixture) -> tuple[Asked, ...]:
-    """The stages' weights; earlier manifests list none."""
-    if "stages" in mixture.manifest:
-        return asked_of(mixture.manifest["stages"])
-    domains = mixture.manifest["domains"].values()
-    return constant(np.array([entry["weight"] for entry in domains], np.float64))
 
 
 def _check_order(

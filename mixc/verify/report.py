@@ -17,7 +17,8 @@ from mixc.store.hashes import FileRecord, check_file
 class Report:
     """What was checked. `traced_rows` were compared, token by token, with the store.
 
-    They stand in `traced_groups` of the provenance's `groups` row groups.
+    They stand in `traced_groups` of the provenance's `groups` row groups. `derived`: the ledger was
+    derived again, for which a mixture without provenance needs its store.
     """
 
     kind: str
@@ -30,6 +31,7 @@ class Report:
     groups: int = 0
     traced_groups: int = 0
     traced_rows: int = 0
+    derived: bool = True
     problems: list[MixcError] = field(default_factory=list)
 
     def wrong(self, message: str, path: Path | None = None) -> None:

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mixc import progress
-from mixc.build import provenance
 from mixc.build.mixture import Mixture
+from mixc.build.provenance import Provenance
 from mixc.rng import Stream
 from mixc.rows.stream import DomainStream, within_rows
 from mixc.store.store import Store
@@ -23,13 +22,18 @@ _SPAN_FIELDS = ("epoch", "document", "start", "length")
 
 
 def source_checks(
-    mixture: Mixture, store: Store, labels: NDArray[np.uint16], full: bool, report: Report
+    mixture: Mixture,
+    store: Store,
+    found: Provenance,
+    labels: NDArray[np.uint16],
+    full: bool,
+    report: Report,
 ) -> list[Callable[[], None]]:
     """What to check against the store; `labels` is the domain of each row, uint16[R]."""
     return [
         lambda: _check_store(mixture, store, report),
         lambda: _check_held(mixture, store, report),
-        lambda: _trace(mixture, store, labels, full, report),
+        lambda: _trace(mixture, store, found, labels, full, report),
     ]
 
 
@@ -99,7 +103,12 @@ def sample(groups: int, seed: int) -> list[int]:
 
 
 def _trace(
-    mixture: Mixture, store: Store, labels: NDArray[np.uint16], full: bool, report: Report
+    mixture: Mixture,
+    store: Store,
+    found: Provenance,
+    labels: NDArray[np.uint16],
+    full: bool,
+    report: Report,
 ) -> None:
     """Derive rows' sources again, and compare their tokens with theirs."""
     manifest, step = mixture.manifest, mixture.manifest["block_rows"]
@@ -112,15 +121,12 @@ def _trace(
     chosen = range(report.groups) if full else sample(report.groups, manifest["seed"])
     done, upto, before = np.zeros_like(counts), 0, len(report.problems)
     size = sum(min(step, len(labels) - group * step) for group in chosen)
-    with (
-        progress.task("trace rows", size, "rows") as task,
-        pq.ParquetFile(mixture.root / provenance.FILE) as file,
-    ):
-        for group in chosen:
+    with progress.task("trace rows", size, "rows") as task:
+        for group, table in zip(chosen, found.tables(chosen), strict=True):
             first = group * step
             done = done + np.bincount(labels[upto:first], minlength=len(counts))
             upto = first
-            table, mine = file.read_row_group(group), labels[first : first + step]
+            mine = labels[first : first + step]
             _trace_group(mixture, table, mine, streams, done, report)
             if len(report.problems) > before:
                 return

@@ -1,7 +1,10 @@
 """The whole build, checked against the bytes that it wrote and the store that it read."""
 
+import itertools
+import os
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -28,10 +31,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mixc import pipeline
+from mixc.build import blocks, gather
 from mixc.build.counts import row_counts
 from mixc.errors import MixcError
 from mixc.recipe import load
 from mixc.registry import WRITERS
+from mixc.tokenize.stage import tokenize
 from mixc.verify import verify
 
 
@@ -337,6 +342,59 @@ def test_what_cannot_be_built(tmp_path):
     assert set(rows_by_domain(built)) == {"code", "prose"}
 
 
+def longer(spans, *changes):
+    """Spans that are longer, each change a pair of the span's number and by how much."""
+    length = spans.length.copy()
+    for number, more in changes:
+        length[number] += more
+    return replace(spans, length=length)
+
+
+WRONG_SPANS = {
+    "short": ("concat", lambda s: longer(s, (0, -1))),
+    "moved": ("concat", lambda s: longer(s, (0, -1), (np.flatnonzero(s.row == 1)[0], 1))),
+    "out of the shard": ("concat", lambda s: longer(s, (0, 1 << 40))),
+    "over": ("best_fit", lambda s: longer(s, (0, 16))),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_SPANS)
+def test_spans_that_do_not_fill_their_rows_are_not_written(tmp_path, monkeypatch, wrong):
+    packing, change = WRONG_SPANS[wrong]
+    path = write_corpus(tmp_path, CORPUS, mixture=BUILD | {"packing": packing})
+    tokenize(load(path), workers=1)
+    sources = gather.sources_of
+
+    def lie(builder, task):
+        rows = sources(builder, task)
+        return replace(rows, spans=change(rows.spans))
+
+    monkeypatch.setattr(gather, "sources_of", lie)
+    with pytest.raises(MixcError, match="do not fill") as caught:
+        pipeline.build_mixture(load(path), workers=1)
+    assert caught.value.code == "MX040"
+    assert Path(caught.value.place.file).parent.parent == tmp_path / "out/store"
+    assert not (tmp_path / "out/mixture").exists()
+
+
+def test_a_shard_that_is_cut_while_it_is_read_is_named(tmp_path, monkeypatch):
+    path = write_corpus(
+        tmp_path, CORPUS, mixture=BUILD | {"weights": {"code": 0, "prose": 0, "web": 1}}
+    )
+    tokenize(load(path), workers=1)
+    (shard,), sources = (tmp_path / "out/store/web").iterdir(), gather.sources_of
+
+    def cut(builder, task):
+        rows = sources(builder, task)
+        os.truncate(shard, 0)
+        return rows
+
+    monkeypatch.setattr(gather, "sources_of", cut)
+    with pytest.raises(MixcError, match="cannot be read any more") as caught:
+        pipeline.build_mixture(load(path), workers=1)
+    assert (caught.value.code, caught.value.place.file) == ("MX040", str(shard))
+
+
 def test_a_store_of_other_domains_is_stale(tmp_path):
     path = write_corpus(tmp_path, CORPUS, mixture=BUILD)
     pipeline.run(load(path), workers=1)
@@ -417,3 +475,35 @@ def test_rows_of_one_token_more_share_none(tmp_path):
     check_ledger(store, mixture)
     check_order(mixture)
     assert verify(mixture.root, full=True).traced_rows == 40
+
+
+def test_a_store_that_is_read_from_the_disk_gives_the_same_bytes(tmp_path, monkeypatch):
+    """Pages are then fetched before the file is taken in hand, each block's or all of a domain."""
+    asked, found = [], []
+    populate = gather.populate
+    monkeypatch.setattr(gather, "populate", lambda *which: (asked.append(1), populate(*which)))
+    for name, faults in (("warm", itertools.repeat(0)), ("cold", itertools.count())):
+        with pytest.MonkeyPatch.context() as patch, small_blocks(16 * 9):
+            patch.setattr(gather, "_major_faults", lambda faults=faults: next(faults))
+            found.append(make_mixture(tmp_path / name, CORPUS, mixture=BUILD)[1])
+        assert len(asked) == (0 if name == "warm" else 4)  # of 5 blocks; the first one tells
+    assert np.array_equal(flat(found[0]), flat(found[1]))
+
+
+@pytest.mark.parametrize("share", [0.2, 0.8])
+def test_domains_that_are_used_whole_are_read_ahead(tmp_path, monkeypatch, share):
+    read, ahead = [], blocks.Builder.read_ahead
+
+    def spy(builder, domains, **how):
+        read.extend(domains)
+        ahead(builder, domains, **how)
+
+    monkeypatch.setattr(blocks.Builder, "read_ahead", spy)
+    weights = {"code": share, "prose": 1 - share, "web": 0}
+    make_mixture(tmp_path, CORPUS, mixture=BUILD | {"weights": weights})
+    assert read == (["prose"] if share == 0.2 else ["code"])
+    read.clear()
+    more = [*BUILD["formats"], "mds"]
+    recipe = load(tmp_path / "recipe.yaml", [f"mixture.formats=[{', '.join(more)}]"])
+    assert "mds" in pipeline.build_mixture(recipe, workers=1).manifest["formats"]
+    assert read == []  # nothing of the store is gathered

@@ -1,6 +1,8 @@
 """Decks kept beside a mixture: the same bytes, and a change of weights gathers little."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from build_helpers import (
@@ -222,6 +224,23 @@ def test_decks_are_filled_in_two_passes_too(tmp_path, monkeypatch):
     assert tree_hash(mixture.root) == from_scratch(tmp_path / "b")
 
 
+FEW_FILES = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
+from mixc.__main__ import main
+main()
+"""
+
+
+def test_there_may_be_more_decks_than_a_process_may_open_files(tmp_path):
+    corpus = random_corpus(3, {f"d{number:02}": (6, 9) for number in range(60)})
+    make_store(tmp_path, corpus, mixture=MIXTURE, holdout=HELD)
+    line = [sys.executable, "-c", FEW_FILES, "build-mixture", tmp_path / "recipe.yaml", "--decks"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.rglob("decks/*/*.bin"))) == 60
+
+
 def test_from_the_command_line(tmp_path):
     store = make_store(tmp_path, CORPUS, mixture=MIXTURE, holdout=HELD)
     line = ["build-mixture", tmp_path / "recipe.yaml", "--json"]
@@ -234,3 +253,6 @@ def test_from_the_command_line(tmp_path):
     assert len(list(folder.glob("*.bin"))) == len(store.domains)
     done = mixc("plan", *line[1:], "-s", "mixture.rows=150")
     assert json.loads(done.stdout)["stages"][-1]["details"]["deck_rows"] == 120
+    done = mixc("plan", *line[1:], "-s", "seed=1", "--decks", "--gather", "two-pass")
+    said = json.loads(done.stdout)["stages"][-1]["details"]
+    assert said["gather"] == "two-pass" and "decks" in said["disk"]

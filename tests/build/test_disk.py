@@ -6,8 +6,7 @@ import pytest
 from build_helpers import make_store, random_corpus, small_blocks, write_corpus
 
 from mixc import pipeline
-from mixc.build import gather, reuse
-from mixc.build import stage as build_stage
+from mixc.build import foresight, gather, reuse
 from mixc.build.mixture import open_mixture
 from mixc.errors import MixcError
 from mixc.recipe import load
@@ -32,7 +31,7 @@ def build(folder, how="one-pass", *, decks=False, **changes):
 def asked_for(folder, monkeypatch, how="one-pass", **changes):
     """What a build says that it takes, if nothing is free: before any token is read."""
     with monkeypatch.context() as patch:
-        patch.setattr(build_stage, "free_bytes", lambda root: -(10**9))
+        patch.setattr(foresight, "free_bytes", lambda root: -(10**9))
         patch.setattr(gather, "place_tokens", None)
         patch.setattr(reuse.Reuse, "stage", None)
         with pytest.raises(MixcError, match="takes at least") as caught:
@@ -41,11 +40,11 @@ def asked_for(folder, monkeypatch, how="one-pass", **changes):
     return int(re.search(r"at least (-?[\d,]+)", str(caught.value))[1].replace(",", ""))
 
 
-def planned(folder, monkeypatch, how="one-pass"):
+def planned(folder, how="one-pass", *, decks=False):
     """What `mixc plan` says of the recipe that was built last."""
-    with monkeypatch.context() as patch, small_blocks(BLOCK_ROWS * 16):
-        patch.setattr(pipeline, "two_passes", lambda *_: how == "two-pass")
-        return pipeline.plan(load(folder / "recipe.yaml"), workers=1)[-1].details
+    with small_blocks(BLOCK_ROWS * 16):
+        recipe = load(folder / "recipe.yaml")
+        return pipeline.plan(recipe, workers=1, gather=how, decks=decks)[-1].details
 
 
 def interrupt(folder, monkeypatch, blocks, **changes):
@@ -79,7 +78,7 @@ def test_nor_are_blocks_taken_over(tmp_path, monkeypatch):
 @pytest.mark.parametrize("formats", [["nanogpt"], ["mds", "webdataset"]])
 def test_buckets_are_gone_before_formats_are_written(tmp_path, monkeypatch, how, formats):
     needed = asked_for(tmp_path, monkeypatch, how, formats=formats)
-    said = planned(tmp_path, monkeypatch, how)
+    said = planned(tmp_path, how)
     written = sum(said["disk"][name] for name in formats)
     buckets = STREAM if how == "two-pass" else 0
     assert needed == STREAM + PROVENANCE + max(buckets, written)
@@ -92,7 +91,7 @@ def test_blocks_that_are_taken_over_need_no_buckets(tmp_path, monkeypatch):
     build(tmp_path, weights=None, stages=stages)
     stages[1]["weights"] = {"code": 0.3, "prose": 0.3, "web": 0.4}
     needed = asked_for(tmp_path, monkeypatch, "two-pass", weights=None, stages=stages)
-    said = planned(tmp_path, monkeypatch, "two-pass")
+    said = planned(tmp_path, "two-pass")
     left = 120 - BLOCK_ROWS * said["reused_blocks"]
     assert 0 < left < 120
     assert said["disk_bytes"] == needed == STREAM + PROVENANCE + left * ROW
@@ -103,12 +102,14 @@ def test_what_an_earlier_run_has_staged_is_not_asked_for_again(tmp_path, monkeyp
     left = 120 - 6 * BLOCK_ROWS
     assert asked_for(tmp_path, monkeypatch) == PROVENANCE
     assert asked_for(tmp_path, monkeypatch, "two-pass") == PROVENANCE + left * ROW
+    said = planned(tmp_path, "two-pass")
+    assert (said["staged_blocks"], said["disk_bytes"]) == (6, PROVENANCE + left * ROW)
 
 
 def test_nor_is_a_stream_that_a_format_has(tmp_path, monkeypatch):
     build(tmp_path)
     needed = asked_for(tmp_path, monkeypatch, "two-pass", formats=["nanogpt", "mds"])
-    said = planned(tmp_path, monkeypatch, "two-pass")
+    said = planned(tmp_path, "two-pass")
     assert said["disk_bytes"] == needed == PROVENANCE + said["disk"]["mds"]
 
 
@@ -121,6 +122,7 @@ def test_what_decks_grow_by_is_asked_for(tmp_path, monkeypatch, how):
     build(tmp_path, decks=True)
     needed = asked_for(tmp_path, monkeypatch, how, decks=True, weights=SECOND)
     assert needed == stay + 24 * ROW + 24 * buckets  # of code: 48 rows where 24 are
+    assert planned(tmp_path, how, decks=True)["disk_bytes"] == needed
 
 
 def test_decks_of_other_rows_give_their_place(tmp_path, monkeypatch):

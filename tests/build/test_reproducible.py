@@ -153,9 +153,9 @@ def rebuilt_blocks(path, monkeypatch, workers=1):
     written = []
     write_from = commit.write_from
 
-    def spy(path, offset, addresses, sizes):
+    def spy(path, offset, *others):
         written.append(offset // (9 * 16 * 2))
-        write_from(path, offset, addresses, sizes)
+        write_from(path, offset, *others)
 
     monkeypatch.setattr(commit, "write_from", spy)
     with small_blocks(BLOCK_TOKENS):
@@ -197,10 +197,10 @@ def test_an_error_in_any_worker_ends_the_run_and_keeps_what_is_done(
     pipeline.run(load(path, ["mixture.rows=1"]), workers=1)
     write_from = commit.write_from
 
-    def fail(path, offset, addresses, sizes):
+    def fail(path, offset, *others):
         if offset == 7 * 9 * 16 * 2:
             raise MixcError("MX043", "no more")
-        write_from(path, offset, addresses, sizes)
+        write_from(path, offset, *others)
 
     monkeypatch.setattr(commit, "write_from", fail)
     with small_blocks(BLOCK_TOKENS), pytest.raises(MixcError, match="no more"):

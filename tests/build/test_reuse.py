@@ -219,6 +219,30 @@ def test_what_is_published_is_never_written_to(tmp_path, monkeypatch):
     assert path.read_bytes() == data
 
 
+def test_not_even_if_it_changes_after_it_was_hashed(tmp_path, monkeypatch):
+    """A disk may rot at any moment. The run after that finds it, and gathers anew."""
+    path = first_build(tmp_path / "a").root / "nanogpt/train.bin"
+    link, rotten = commit.try_link, []
+
+    def rot(source, target):
+        if source == path and not rotten:
+            data = bytearray(path.read_bytes())
+            data[700] ^= 1
+            path.write_bytes(data)
+            rotten.append(bytes(data))
+        return link(source, target)
+
+    after = ["nanogpt", "mds", "olmo"]
+    with monkeypatch.context() as patch, pytest.raises(MixcError, match="changed") as caught:
+        patch.setattr(commit, "try_link", rot)
+        build(tmp_path / "a", formats=after)
+    assert caught.value.code == "MX040"
+    assert caught.value.place.file == str(tmp_path / "a/out/mixture")
+    assert path.read_bytes() == rotten[0]
+    mixture = build(tmp_path / "a", formats=after)
+    assert tree_hash(mixture.root) == from_scratch(tmp_path / "b", formats=after)
+
+
 @pytest.mark.parametrize("when", ["linked", "published"])
 def test_nor_by_the_run_after_a_kill(tmp_path, monkeypatch, one_name, when):
     """The killed run had the published stream among what it staged."""
@@ -258,6 +282,26 @@ def test_a_stream_that_is_published_is_on_the_disk(
     monkeypatch.setattr(commit, "sync", lambda path: (synced.append(path.name), sync(path)))
     build(tmp_path, formats=formats)
     assert ("stream.bin" in synced) == expected
+
+
+def test_what_the_disk_did_not_keep_of_a_stream_reaches_no_format(tmp_path, monkeypatch):
+    """Memory forgets what it could not write back, and reads what stood on the disk before."""
+    make_store(tmp_path / "a", CORPUS, mixture=MIXTURE, holdout=HELD)
+    sequences = build_stage.staged_sequences
+
+    def forget(path, *others, **more):
+        with path.open("r+b") as file:
+            file.seek(700)
+            file.write(bytes(512))
+        return sequences(path, *others, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(MixcError, match="did not keep") as caught:
+        patch.setattr(build_stage, "staged_sequences", forget)
+        build(tmp_path / "a", formats=["mds"])
+    assert caught.value.code == "MX040"
+    assert not (tmp_path / "a/out/mixture").exists()
+    mixture = build(tmp_path / "a", formats=["mds"])
+    assert tree_hash(mixture.root) == from_scratch(tmp_path / "b", formats=["mds"])
 
 
 def test_the_plan_says_what_is_taken_over(tmp_path):

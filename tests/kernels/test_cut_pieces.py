@@ -1,7 +1,12 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixc_kernels.cut_pieces import cut_pieces, cut_pieces_reference
+from mixc_kernels.cut_pieces import (
+    cut_pieces,
+    cut_pieces_reference,
+    index_stream,
+    index_stream_reference,
+)
 
 
 @st.composite
@@ -17,18 +22,28 @@ def streams(draw):
 
 
 @settings(deadline=None)
-@given(streams())
-def test_equals_the_reference(stream):
-    got, wanted = cut_pieces(*stream), cut_pieces_reference(*stream)
+@given(streams(), st.integers(1, 30))
+def test_equals_the_reference(stream, step):
+    ends, order, *pieces = stream
+    index = index_stream(ends, step)
+    assert index.tolist() == index_stream_reference(ends, step).tolist()
+    got = cut_pieces(ends, order, index, step, *pieces)
+    wanted = cut_pieces_reference(*stream)
     assert [column.tolist() for column in got] == [column.tolist() for column in wanted]
 
 
 def test_a_piece_may_span_documents():
     ends, order = np.array([2, 7, 10]), np.array([1, 0, 2])
-    got = cut_pieces(ends, order, np.array([1, 2]), np.array([8, 7]))
+    index = index_stream(ends, 4)
+    assert index.tolist() == [0, 1, 2]
+    got = cut_pieces(ends, order, index, 4, np.array([1, 2]), np.array([8, 7]))
     assert [column.tolist() for column in got] == [
         [0, 0, 0, 1],
         [1, 0, 2, 0],
         [1, 0, 0, 0],
         [1, 5, 1, 5],
     ]
+
+
+def test_an_empty_stream_has_an_empty_index():
+    assert index_stream(np.zeros(0, np.int64), 4).tolist() == []

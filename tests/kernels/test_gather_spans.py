@@ -1,13 +1,17 @@
 import ctypes
+import os
+import resource
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixc_kernels.gather_spans import (
+    fetch_begins,
     gather_spans,
     gather_spans_reference,
     make_pool,
+    populate,
     span_addresses,
     take_words,
 )
@@ -120,3 +124,35 @@ def test_a_pool_is_of_one_type_and_contiguous():
     for out in (np.zeros(5, np.uint32), np.zeros(10, np.uint16)[::2]):
         with pytest.raises(ValueError, match="buffer"):
             gather_spans(make_pool([np.zeros(3, np.uint16)]), *[nothing] * 4, out)
+
+
+def test_pages_are_there_once_they_are_asked_for(tmp_path):
+    """And what is not there harms nobody."""
+    path = tmp_path / "pages"
+    path.write_bytes(bytes(range(256)) * 16 * 64)
+    mapped = np.memmap(path, np.uint8, mode="r")
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    populate(np.array([mapped.ctypes.data + 5, 0], np.uint64), np.array([len(mapped) - 5, 4096]))
+    asked = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    assert int(mapped[::4096].sum()) == 0
+    if os.uname().release.split(".") >= ["5", "14"]:
+        assert resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - asked < 8
+    assert asked >= before
+
+
+def test_pages_of_a_file_that_was_cut_are_no_error(tmp_path):
+    path = tmp_path / "pages"
+    path.write_bytes(bytes(1 << 20))
+    mapped = np.memmap(path, np.uint8, mode="r")
+    os.truncate(path, 4096)
+    populate(np.array([mapped.ctypes.data], np.uint64), np.array([1 << 20]))
+    assert mapped[0] == 0
+
+
+def test_what_is_asked_for_ahead_may_stand_anywhere():
+    """Nothing is read, so that nothing can go wrong: nor where there is no memory at all."""
+    values = np.arange(1000, dtype=np.uint16)
+    addresses = [values.ctypes.data, values.ctypes.data + 1999, 0, 1, 1 << 47, (1 << 64) - 1]
+    fetch_begins(np.array([[a, size] for a in addresses for size in (0, 1, 1 << 20)], np.uint64))
+    fetch_begins(np.zeros((0, 2), np.uint64))
+    assert values.tolist() == list(range(1000))

@@ -139,15 +139,22 @@ def test_bytes_of_many_places_are_written_end_to_end(spans, times, most):
         commit.reserve(path, 10 + int(sizes.sum()))
         if times == 1:
             patch.setattr(commit, "_write_vectors", short)
-        commit.write_from(path, 10, addresses, sizes)
+        told = []
+        commit.write_from(path, 10, addresses, sizes, None, lambda part: told.append(part.copy()))
         expected = b"".join(bytes(held[start : start + size]) for start, size in spans)
         assert path.read_bytes() == bytes(10) + expected
+        if times != 1:  # it is told of all that is copied, in order
+            assert np.concatenate([np.zeros((0, 2)), *told])[:, 1].sum() == sizes.sum()
 
 
 def test_memory_that_is_not_there_is_an_error_and_no_death(tmp_path):
     commit.reserve(tmp_path / "reserved", 10)
-    with pytest.raises(MixcError, match=r"MX040.*cannot be read"):
-        commit.write_from(tmp_path / "reserved", 0, np.zeros(1, np.uint64), np.array([10]))
+    held = np.arange(10, dtype=np.uint8)
+    addresses, names = np.array([held.ctypes.data, 0], np.uint64), [Path("held"), Path("gone")]
+    with pytest.raises(MixcError, match=r"MX040.*cannot be read") as caught:
+        sizes = np.array([5, 5])
+        commit.write_from(tmp_path / "reserved", 0, addresses, sizes, names.__getitem__)
+    assert caught.value.place.file == "gone"
 
 
 @pytest.mark.parametrize("there", [b"", b"whole\n", b"whole\ntorn by a ki", b"torn"])

@@ -1,6 +1,7 @@
 """Megatron reads a mixture in its compiled order: what the command checks, then Megatron itself."""
 
 import json
+import os
 import warnings
 from collections import OrderedDict
 
@@ -146,6 +147,24 @@ def test_a_run_after_a_kill_mends_it(mixture, tmp_path, monkeypatch, at):
     assert index.changed
     assert all(one == sorted(one) for one in orders(tmp_path, stem))
     assert not list(tmp_path.glob(".*"))
+
+
+def test_what_a_run_that_was_stopped_has_staged_is_removed(mixture, tmp_path, monkeypatch):
+    stem = make_index(tmp_path, mixture.root / "megatron/train")
+
+    def stop(*_):
+        os._exit(0)
+
+    if not (child := os.fork()):
+        monkeypatch.setattr(commit, "rename", stop)
+        keep_order(mixture.root, tmp_path)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert [path.stem for path in tmp_path.rglob("staging/*.npy")]
+    keep_order(mixture.root, tmp_path)
+    assert not list(tmp_path.rglob("staging"))
+    assert len(list(tmp_path.iterdir())) == 4  # Megatron's own
+    assert all(one == sorted(one) for one in orders(tmp_path, stem))
 
 
 @pytest.mark.parametrize("affix", ["description.txt", "document_index.npy", "sample_index.npy"])

@@ -90,13 +90,20 @@ def recipe(arguments: argparse.Namespace) -> dict[str, Any]:
         "batch_tokens": arguments.batch_tokens,
         "seq_len": 256,
     }
+    runs = arguments.runs  # the same mixes for both, trained once
     return {
         "name": "experiment",
         "workdir": "work",
         "tokenizer": {"train": {"vocab_size": arguments.vocab, "sample_bytes": "10M"}},
         "domains": {name: {"paths": [f"corpus/{name}.jsonl.zst"]} for name in SIZES},
         "holdout": {"fraction": 0.05, "max_tokens": arguments.holdout},
-        "solve": {"method": "natural", "proxy": proxy, "check": False},
+        "solve": {
+            "method": "natural",
+            "proxy": proxy,
+            "check": False,
+            "regression": {"runs": runs},
+            "mixing_law": {"runs": runs},
+        },
         "mixture": {"weights": "solved", "tokens": "10M", "seq_len": 1024, "formats": ["nanogpt"]},
         "seed": 0,
     }
@@ -120,7 +127,6 @@ def solve(out: Path, name: str, words: Sequence[str]) -> dict[str, Any]:
         answer = mixc("solve-weights", out / "recipe.yaml", *settings)
         weights = {domain: entry["weight"] for domain, entry in answer["domains"].items()}
         seconds = time.perf_counter() - start
-        path.parent.mkdir(exist_ok=True)
         kept = {"answer": answer, "seconds": seconds}
         (path.parent / f"{name}.full.json").write_text(json.dumps(kept))
         path.write_text(json.dumps(weights))
@@ -182,11 +188,13 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--vocab", type=int, default=4096)
     parser.add_argument("--holdout", type=int, default=20_000)
+    parser.add_argument("--runs", type=int, default=33, help="mixes of the swarm")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE for every solve")
     arguments = parser.parse_args()
     out: Path = arguments.out
     write_corpus(arguments.corpus, out / "corpus")
+    (out / "weights").mkdir(exist_ok=True)
     (out / "recipe.yaml").write_text(yaml.safe_dump(recipe(arguments), sort_keys=False))
     mixc("tokenize", out / "recipe.yaml")
     methods = arguments.methods if arguments.methods is not None else _training_methods()

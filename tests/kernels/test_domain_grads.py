@@ -69,6 +69,26 @@ def test_a_head_whose_logits_nobody_keeps(tied, block_bytes, terms):
     assert relative(gradient(model), WEIGHTS @ each) < 1e-12
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("max_norm", [None, 1e9])  # with one, the mix comes after the products
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 20])
+def test_under_autocast_products_and_mixes_stay_float32(tied, max_norm, keep_bytes):
+    """As in a step of the proxy, where all runs in bfloat16 that autocast finds."""
+    model, (tokens, domain) = Decoder(tied, "rms", False, {"n_vocab": VOCAB}), batch(9)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(tokens)
+    each = domain_grads_reference(model, losses, domain, DOMAINS).double().numpy()
+    with torch.autocast("cpu", torch.bfloat16):
+        gram = one_pass(model, tokens, domain, max_norm=max_norm, keep_bytes=keep_bytes)
+    assert relative(gram.products, each @ each.T) < 1e-2  # weights' own are bfloat16 in torch
+    assert relative(gradient(model), WEIGHTS @ each) < 1e-2
+    with DomainGrads(model, domain, DOMAINS, keep_bytes=keep_bytes) as grads:
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = model(tokens)
+    outside = grads.backward(losses, WEIGHTS, max_norm=max_norm)
+    assert np.array_equal(gram.products, outside.products)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])
 @pytest.mark.parametrize("block_bytes", [1, 1000, 1 << 20])
 def test_blocks_and_rows_change_nothing(rows, block_bytes):

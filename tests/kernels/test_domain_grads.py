@@ -82,9 +82,9 @@ def test_under_autocast_products_and_mixes_stay_float32(tied, max_norm, keep_byt
         gram = one_pass(model, tokens, domain, max_norm=max_norm, keep_bytes=keep_bytes)
     assert relative(gram.products, each @ each.T) < 1e-2  # weights' own are bfloat16 in torch
     assert relative(gradient(model), WEIGHTS @ each) < 1e-2
-    with DomainGrads(model, domain, DOMAINS, keep_bytes=keep_bytes) as grads:
-        with torch.autocast("cpu", torch.bfloat16):
-            losses = model(tokens)
+    grads = DomainGrads(model, domain, DOMAINS, keep_bytes=keep_bytes)
+    with grads, torch.autocast("cpu", torch.bfloat16):
+        losses = model(tokens)
     outside = grads.backward(losses, WEIGHTS, max_norm=max_norm)
     assert np.array_equal(gram.products, outside.products)
 
@@ -183,7 +183,7 @@ def test_two_ranks_are_as_one(tmp_path):
 
 
 def proxy_losses(model, tokens):
-    return token_losses(model(tokens[:, :-1]), model.head, tokens[:, 1:])
+    return token_losses(model(tokens[:, :-1]), model.head, tokens[:, 1:], model.vocab)
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])

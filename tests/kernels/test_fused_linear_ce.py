@@ -409,9 +409,17 @@ def test_what_needs_no_gradient_gets_none(mode, frozen):
         assert torch.equal(fused_linear_ce(*inputs, mode=mode).loss, out.loss)
 
 
+def test_autocast_leaves_the_reference_alone():
+    case = make_case()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fused_linear_ce(*case, mode="naive").loss
+    assert torch.equal(found, fused_linear_ce(*case, mode="naive").loss)
+
+
 @pytest.mark.parametrize("mode", OURS)
-def test_autocast_changes_nothing(mode):
-    hidden, weight, target = make_case()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_nothing(mode, dtype):
+    hidden, weight, target = make_case(dtype=dtype)
     plain = fused_linear_ce(hidden, weight, target, mode=mode, token_weight=normals(37))
     with torch.autocast("cpu", torch.bfloat16):
         out = fused_linear_ce(hidden, weight, target, mode=mode, token_weight=normals(37))

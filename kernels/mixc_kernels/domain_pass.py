@@ -196,7 +196,8 @@ def _touched(
 
 def _mixed(out: Tensor, weights: NDArray[np.float64]) -> Tensor:
     """The sum over domains of weights[k] out[k]: [R, C] from [K, R, C]."""
-    return (torch.from_numpy(weights).to(out) @ out.flatten(1)).view(out.shape[1:])
+    there = torch.from_numpy(weights).to(out, non_blocking=True)  # the host need not wait
+    return (there @ out.flatten(1)).view(out.shape[1:])
 
 
 def _laid(grad: Tensor, rows: Tensor | None, p: nn.Parameter) -> Tensor:

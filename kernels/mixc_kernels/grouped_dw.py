@@ -27,7 +27,9 @@ class Groups:
 
     def sorted(self, x: Tensor) -> Tensor:
         """Rows of x [B, ...] by domain."""
-        return x if self.order is None else x.index_select(0, self.order.to(x.device))
+        if self.order is None:
+            return x
+        return x.index_select(0, self.order.to(x.device, non_blocking=True))
 
     def spans(self, tokens: int) -> list[tuple[int, int, int]]:
         """(k, begin, end) of each domain that has any of the sorted `tokens`."""

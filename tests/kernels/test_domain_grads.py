@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from gram_models import DOMAINS, LENGTH, VOCAB, WEIGHTS, WIDTH, Decoder, batch, found, gradient
+from half_gpu import multiply_half
+from mixc_kernels import domain_pass
 from mixc_kernels.domain_grads import DomainGrads, domain_grads_reference
 from torch import nn
 
@@ -87,6 +89,25 @@ def test_under_autocast_products_and_mixes_stay_float32(tied, max_norm, keep_byt
         losses = model(tokens)
     outside = grads.backward(losses, WEIGHTS, max_norm=max_norm)
     assert np.array_equal(gram.products, outside.products)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 20])
+def test_products_of_half_precision_as_on_a_gpu(tied, keep_bytes, monkeypatch):
+    model, (tokens, domain) = Decoder(tied, "rms", False, {"n_vocab": VOCAB}), batch(9)
+    weights = lambda gram: WEIGHTS  # noqa: E731
+    found = []
+    for half in (False, True):
+        with monkeypatch.context() as patch:
+            if half:
+                multiply_half(patch, domain_pass)
+            grads = DomainGrads(model, domain, DOMAINS, keep_bytes=keep_bytes)
+            with grads, torch.autocast("cpu", torch.bfloat16):
+                losses = model(tokens)
+            found.append((grads.backward(losses, weights).products, gradient(model)))
+    (products, mixed), (half_products, half_mixed) = found
+    assert 0 < relative(half_products, products) < 2e-2
+    assert 0 < relative(half_mixed, mixed) < 1e-2
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])

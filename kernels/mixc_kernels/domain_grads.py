@@ -94,6 +94,19 @@ class DomainGrads:
         """
         if losses.ndim != 2 or len(losses) != len(self._domain):
             raise ValueError(f"losses {list(losses.shape)} are not [{len(self._domain)}, T]")
+        with torch.autocast(losses.device.type, enabled=False):  # sums stay float32, or wider
+            gram, grads = self._backward(losses, weights, max_norm)
+        for p in self._names:
+            p.grad = grads.get(p)
+        return gram
+
+    def _backward(
+        self,
+        losses: Tensor,
+        weights: Weights | Callable[[DomainGram], Weights],
+        max_norm: float | None,
+    ) -> tuple[DomainGram, dict[nn.Parameter, Tensor]]:
+        """What `backward` returns, and the mix of the gradients."""
         tokens = self._tokens(losses)
         known = weights if isinstance(weights, np.ndarray) and max_norm is None else None
         late = known is None
@@ -107,9 +120,7 @@ class DomainGrads:
                 clip, gram = clip_factors(gram.norms, max_norm), gram.clipped(max_norm)
             mix = clip * (weights if isinstance(weights, np.ndarray) else weights(gram))
             grads = found.mix_kept(mix) if keep else self._mixed(losses, mix, tokens)
-        for p in self._names:
-            p.grad = grads.get(p)
-        return gram
+        return gram, grads
 
     def _room(self) -> int:
         """Bytes of K gradients of all parameters."""

@@ -22,6 +22,7 @@ from mixc_kernels.grouped_dw import (
     token_domains,
 )
 from mixc_kernels.grouped_head import HeadPart, Softmax
+from mixc_kernels.half_products import operand_type
 from mixc_kernels.long_products import long_products
 from mixc_kernels.watch_uses import Use
 
@@ -90,6 +91,8 @@ class DomainPass:
         dtype = wide(use.parameter)
         if use.kind == "head":
             return self._head(use, given, dy)
+        if use.kind == "product":
+            dtype = operand_type(dy, dtype)
         dy = self._by_domain(dy, 1).to(dtype)
         spans = self._groups.spans(len(dy))
         if use.kind == "lookup":
@@ -101,7 +104,8 @@ class DomainPass:
 
     def _head(self, use: Use, given: Tensor, dy: Tensor) -> Part:
         assert use.softmax is not None
-        x, about = self._by_domain(given, 1).to(wide(use.parameter)), use.softmax
+        about, dtype = use.softmax, operand_type(given, wide(use.parameter))
+        x = self._by_domain(given, 1).to(dtype)
         target, top, total = (
             self._by_domain(one, 0) for one in (about.target, about.top, about.total)
         )
@@ -196,7 +200,8 @@ def _touched(
 
 def _mixed(out: Tensor, weights: NDArray[np.float64]) -> Tensor:
     """The sum over domains of weights[k] out[k]: [R, C] from [K, R, C]."""
-    return (torch.from_numpy(weights).to(out) @ out.flatten(1)).view(out.shape[1:])
+    there = torch.from_numpy(weights).to(out, non_blocking=True)  # the host need not wait
+    return (there @ out.flatten(1)).view(out.shape[1:])
 
 
 def _laid(grad: Tensor, rows: Tensor | None, p: nn.Parameter) -> Tensor:

@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mixc_kernels.half_products import add_product
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -27,7 +29,9 @@ class Groups:
 
     def sorted(self, x: Tensor) -> Tensor:
         """Rows of x [B, ...] by domain."""
-        return x if self.order is None else x.index_select(0, self.order.to(x.device))
+        if self.order is None:
+            return x
+        return x.index_select(0, self.order.to(x.device, non_blocking=True))
 
     def spans(self, tokens: int) -> list[tuple[int, int, int]]:
         """(k, begin, end) of each domain that has any of the sorted `tokens`."""
@@ -58,7 +62,10 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class ProductPart:
-    """A weight [rows, C] of a linear map: x [N, C] was read, dy [N, rows] came back."""
+    """A weight [rows, C] of a linear map: x [N, C] was read, dy [N, rows] came back.
+
+    Both are of the type of what they are added to, or both half (on a GPU).
+    """
 
     x: Tensor
     dy: Tensor
@@ -68,7 +75,7 @@ class ProductPart:
         """Add dy_k^T x_k."""
         dy = self.dy[:, first : first + out.shape[1]]
         for k, begin, end in self.spans:
-            out[k].addmm_(dy[begin:end].T, self.x[begin:end])
+            add_product(dy[begin:end].T, self.x[begin:end], out[k])
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from mixc_kernels.half_products import add_product, multiply
 from mixc_kernels.linear_ce_torch import Sums, Terms, differentiate_, read_targets, scale_of
 
 _TILE_BYTES = 4 << 20  # logits at a time
@@ -29,7 +29,10 @@ class Softmax:
 
 @dataclass(frozen=True)
 class HeadPart:
-    """A weight [rows, C] whose losses of x [N, C] came back times `grad` [N]."""
+    """A weight [rows, C] whose losses of x [N, C] came back times `grad` [N].
+
+    x is of the type of what is added to, or half (on a GPU).
+    """
 
     x: Tensor
     weight: Tensor
@@ -42,12 +45,14 @@ class HeadPart:
         targets = read_targets(self.softmax.target, self.softmax.terms)
         scale = scale_of(self.grad, targets)
         sums = Sums(self.softmax.top, self.softmax.total, self.softmax.top, self.softmax.top)
-        columns = max(64, _TILE_BYTES // (max(1, len(self.x)) * self.x.element_size()))
+        columns = max(64, _TILE_BYTES // (max(1, len(self.x)) * out.element_size()))
         end = min(first + out.shape[1], self.softmax.terms.n_vocab)
         for begin in range(first, end, columns):
             block = self.weight[begin : min(begin + columns, end)].to(self.x.dtype)
-            z = torch.mm(self.x, block.T)
+            z = self.grad.new_empty(len(self.x), len(block), dtype=out.dtype)
+            multiply(self.x, block.T, z)
             differentiate_(z, begin, sums, scale, targets, self.softmax.terms)
+            z = z.to(self.x.dtype)
             for k, start, stop in self.spans:
                 rows = out[k, begin - first : begin - first + len(block)]
-                rows.addmm_(z[start:stop].T, self.x[start:stop])
+                add_product(z[start:stop].T, self.x[start:stop], rows)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mixc_kernels.half_products import add_product, multiply, operand_type
 from mixc_kernels.linear_ce_torch import (
     Sums,
     Terms,
@@ -108,7 +109,7 @@ def row_losses(
     kept[:, len(w) :] = 0
     run, gradient = _run_rows(x), by_hidden or by_weight
     for part, z, d in _chunks(x, w, budget, kept if keep else None, gradient=gradient):
-        _multiply(x[part], w.T, z[:, : len(w)])
+        multiply(x[part], w.T, z[:, : len(w)])
         some = None if scale is None else scale[part]
         run(z, d, target[part], some, loss[part], top[part], total[part], terms)
         _accumulate(part, d, x, w, *sums)
@@ -137,7 +138,7 @@ def row_gradients(
     run = _run_rows(x)
     for part, z, d in _chunks(x, w, budget, kept, gradient=True):
         if kept is None:
-            _multiply(x[part], w.T, z[:, : len(w)])
+            multiply(x[part], w.T, z[:, : len(w)])
         run(z, d, target[part], scale[part], None, rows.top[part], rows.total[part], terms)
         _accumulate(part, d, x, w, *sums)
     return sums
@@ -152,8 +153,8 @@ def _run_rows(x: Tensor) -> RunRows:
 
 
 def _operands(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in the type that the BLAS multiplies: hidden's own on a GPU, else float32 or float64."""
-    dtype = hidden.dtype if hidden.is_cuda else exact(hidden.dtype)
+    """Both in the type that the BLAS multiplies: half as hidden on a GPU, float32 or float64."""
+    dtype = operand_type(hidden, exact(hidden.dtype))
     return hidden.to(dtype), weight.to(dtype)
 
 
@@ -194,14 +195,6 @@ def _chunks(
         yield part, z, room[:count] if gradient else None
 
 
-def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """The product, summed and written as float32 where `out` is and a and b are half."""
-    if a.dtype == out.dtype:
-        torch.mm(a, b, out=out)
-    else:
-        torch.mm(a, b, out_dtype=out.dtype, out=out)
-
-
 def _accumulate(
     part: slice, d: Tensor | None, x: Tensor, w: Tensor, by_hidden: Tensor, by_weight: Tensor
 ) -> None:
@@ -212,7 +205,4 @@ def _accumulate(
     if by_hidden.numel():
         torch.mm(d, w, out=by_hidden[part])
     if by_weight.numel():
-        if d.dtype == by_weight.dtype:
-            by_weight.addmm_(d.T, x[part])
-        else:
-            torch.addmm(by_weight, d.T, x[part], out_dtype=by_weight.dtype, out=by_weight)
+        add_product(d.T, x[part], by_weight)

@@ -183,7 +183,10 @@ def vocab_gradients(
             dx.addmm_(z, block)
         if by_weight:
             part = dw[first : first + len(block)]
-            part.copy_(torch.mm(z.T, x)) if dw.dtype != x.dtype else torch.mm(z.T, x, out=part)
+            # Written to what is float32, or autocast would make it less.
+            wide = part if part.dtype == x.dtype else x.new_empty(part.shape)
+            torch.mm(z.T, x, out=wide)
+            part.copy_(wide)
     return dx.to(hidden.dtype), dw
 
 
@@ -192,7 +195,8 @@ def linear_ce_reference(
 ) -> tuple[Tensor, Tensor]:
     """The same, (losses [N], lse [N]), from all logits at once and by autograd."""
     targets, dtype = read_targets(target, terms), exact(hidden.dtype)
-    z = hidden.to(dtype) @ weight[: terms.n_vocab].to(dtype).T
+    with torch.autocast(hidden.device.type, enabled=False):
+        z = hidden.to(dtype) @ weight[: terms.n_vocab].to(dtype).T
     if terms.softcap:
         z = terms.softcap * torch.tanh(z / terms.softcap)
     lse, log_p = torch.logsumexp(z, 1), torch.log_softmax(z, 1)

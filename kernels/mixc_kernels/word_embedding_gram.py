@@ -41,6 +41,7 @@ def word_embedding_gram(
             found.see(use, given, dy)
 
     scale = torch.from_numpy(1 / np.maximum(tokens, 1))[domain.cpu()].to(each)
-    watch.backward(each, scale[:, None].expand_as(each), see, retain=False)
-    found.finish()
+    with torch.autocast(each.device.type, enabled=False):  # sums stay float32, or wider
+        watch.backward(each, scale[:, None].expand_as(each), see, retain=False)
+        found.finish()
     return found.gram(tokens)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -77,16 +78,21 @@ def deterministic(device: torch.device) -> Iterator[None]:
     """While the block runs, only algorithms that repeat to the bit; then torch's earlier settings.
 
     What the model does on a CPU repeats as it is, and the setting there takes seconds to import.
+    Memory that is about to be written, as all logits are, is not filled before.
     CUBLAS_WORKSPACE_CONFIG stays set: cuBLAS reads it once, at its first use in the process.
     """
     if device.type == "cpu":
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    memory: Any = torch.utils.deterministic
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
+        memory.fill_uninitialized_memory = filled
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)

@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from gram_models import DOMAINS, LENGTH, VOCAB, WEIGHTS, WIDTH, Decoder, batch, found, gradient
+from half_gpu import multiply_half
+from mixc_kernels import domain_pass
 from mixc_kernels.domain_grads import DomainGrads, domain_grads_reference
 from torch import nn
 
@@ -67,6 +69,45 @@ def test_a_head_whose_logits_nobody_keeps(tied, block_bytes, terms):
     assert relative(gradient(model), WEIGHTS @ each) < 1e-12
     one_pass(model, tokens, domain, lambda gram: WEIGHTS, keep_bytes=0)
     assert relative(gradient(model), WEIGHTS @ each) < 1e-12
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("max_norm", [None, 1e9])  # with one, the mix comes after the products
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 20])
+def test_under_autocast_products_and_mixes_stay_float32(tied, max_norm, keep_bytes):
+    """As in a step of the proxy, where all runs in bfloat16 that autocast finds."""
+    model, (tokens, domain) = Decoder(tied, "rms", False, {"n_vocab": VOCAB}), batch(9)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(tokens)
+    each = domain_grads_reference(model, losses, domain, DOMAINS).double().numpy()
+    with torch.autocast("cpu", torch.bfloat16):
+        gram = one_pass(model, tokens, domain, max_norm=max_norm, keep_bytes=keep_bytes)
+    assert relative(gram.products, each @ each.T) < 1e-2  # weights' own are bfloat16 in torch
+    assert relative(gradient(model), WEIGHTS @ each) < 1e-2
+    grads = DomainGrads(model, domain, DOMAINS, keep_bytes=keep_bytes)
+    with grads, torch.autocast("cpu", torch.bfloat16):
+        losses = model(tokens)
+    outside = grads.backward(losses, WEIGHTS, max_norm=max_norm)
+    assert np.array_equal(gram.products, outside.products)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 20])
+def test_products_of_half_precision_as_on_a_gpu(tied, keep_bytes, monkeypatch):
+    model, (tokens, domain) = Decoder(tied, "rms", False, {"n_vocab": VOCAB}), batch(9)
+    weights = lambda gram: WEIGHTS  # noqa: E731
+    found = []
+    for half in (False, True):
+        with monkeypatch.context() as patch:
+            if half:
+                multiply_half(patch, domain_pass)
+            grads = DomainGrads(model, domain, DOMAINS, keep_bytes=keep_bytes)
+            with grads, torch.autocast("cpu", torch.bfloat16):
+                losses = model(tokens)
+            found.append((grads.backward(losses, weights).products, gradient(model)))
+    (products, mixed), (half_products, half_mixed) = found
+    assert 0 < relative(half_products, products) < 2e-2
+    assert 0 < relative(half_mixed, mixed) < 1e-2
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])
@@ -163,7 +204,7 @@ def test_two_ranks_are_as_one(tmp_path):
 
 
 def proxy_losses(model, tokens):
-    return token_losses(model(tokens[:, :-1]), model.head, tokens[:, 1:])
+    return token_losses(model(tokens[:, :-1]), model.head, tokens[:, 1:], model.vocab)
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from half_gpu import multiply_half
 from mixc_kernels import linear_ce_ops, linear_ce_rows, linear_ce_torch
 from mixc_kernels.fused_linear_ce import fused_linear_ce
 from mixc_kernels.linear_ce_rows import run_rows_reference
@@ -273,18 +274,7 @@ def test_inputs_of_half_precision_lose_nothing_more(mode):
 @pytest.mark.parametrize("budget", [1, 20_000, 1 << 30])
 def test_products_of_half_precision_as_on_a_gpu(mode, budget, monkeypatch):
     """There half operands are multiplied as they are, and the gradient by logits is half too."""
-    mm, addmm = torch.mm, torch.addmm
-
-    def mm_to(a, b, *, out, out_dtype=None):
-        return mm(a, b, out=out) if out_dtype is None else mm(a.float(), b.float(), out=out)
-
-    def addmm_to(c, a, b, *, out, out_dtype):
-        assert c.dtype == out_dtype == torch.float32
-        return addmm(c, a.float(), b.float(), out=out)
-
-    monkeypatch.setattr(linear_ce_rows, "_operands", lambda hidden, weight: (hidden, weight))
-    monkeypatch.setattr(torch, "mm", mm_to)
-    monkeypatch.setattr(torch, "addmm", addmm_to)
+    multiply_half(monkeypatch, linear_ce_rows)
     hidden, weight, target = make_case(65, 64, 500, torch.bfloat16)
     exact_inputs = [one.detach().double().requires_grad_() for one in (hidden, weight)]
     expected, upstream = plainly(*exact_inputs, target), normals(65)
@@ -409,9 +399,17 @@ def test_what_needs_no_gradient_gets_none(mode, frozen):
         assert torch.equal(fused_linear_ce(*inputs, mode=mode).loss, out.loss)
 
 
+def test_autocast_leaves_the_reference_alone():
+    case = make_case()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fused_linear_ce(*case, mode="naive").loss
+    assert torch.equal(found, fused_linear_ce(*case, mode="naive").loss)
+
+
 @pytest.mark.parametrize("mode", OURS)
-def test_autocast_changes_nothing(mode):
-    hidden, weight, target = make_case()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_nothing(mode, dtype):
+    hidden, weight, target = make_case(dtype=dtype)
     plain = fused_linear_ce(hidden, weight, target, mode=mode, token_weight=normals(37))
     with torch.autocast("cpu", torch.bfloat16):
         out = fused_linear_ce(hidden, weight, target, mode=mode, token_weight=normals(37))

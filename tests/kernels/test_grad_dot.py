@@ -37,7 +37,7 @@ def test_the_proxy_with_the_gradient_of_a_validation_batch():
     tokens = torch.from_numpy(np.random.default_rng(0).integers(64, size=(4, 9)))
 
     def losses(m, chosen=tokens[:3]):
-        return token_losses(m(chosen[:, :-1]), m.head, chosen[:, 1:])
+        return token_losses(m(chosen[:, :-1]), m.head, chosen[:, 1:], m.vocab)
 
     losses(model, tokens[3:]).mean().backward()
     direction = {name: p.grad for name, p in model.named_parameters()}

@@ -29,6 +29,19 @@ def test_products_equal_those_of_dense_gradients(tied):
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_autocast_of_the_model_leaves_the_products_alone():
+    model, (tokens, domain) = Decoder(False, "rms"), batch(9)
+
+    def losses():
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(tokens)
+
+    wanted = word_embedding_gram(model.embedding.weight, losses, domain, DOMAINS)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = word_embedding_gram(model.embedding.weight, losses, domain, DOMAINS)
+    assert np.array_equal(found.products, wanted.products)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_domains_without_a_common_word_have_no_product(tied):
     model, (tokens, _) = Decoder(tied), batch(8)

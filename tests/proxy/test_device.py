@@ -18,8 +18,10 @@ def test_settings_of_torch_are_put_back():
         with pytest.raises(RuntimeError, match="boom"), deterministic(torch.device("cuda")):
             assert torch.are_deterministic_algorithms_enabled()
             assert not torch.is_deterministic_algorithms_warn_only_enabled()
+            assert not torch.utils.deterministic.fill_uninitialized_memory
             raise RuntimeError("boom")
         assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.utils.deterministic.fill_uninitialized_memory
     finally:
         torch.use_deterministic_algorithms(False)
     with deterministic(torch.device("cuda")):

@@ -64,6 +64,28 @@ def test_gradients_are_those_of_cross_entropy(case):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+def test_autocast_rounds_hidden_states_and_nothing_else(case, monkeypatch):
+    """Else the widest product of a step would be the only one in float32."""
+    hidden, head, targets, n_vocab = case
+    seen, plain = [], loss_module.fused_linear_ce
+
+    def spy(*inputs, **options):
+        seen.extend(one.dtype for one in inputs[:2])
+        return plain(*inputs, **options)
+
+    monkeypatch.setattr(loss_module, "fused_linear_ce", spy)
+    h, w = hidden.clone().requires_grad_(), head.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = token_losses(h, w, targets, n_vocab)
+    assert seen == [torch.bfloat16, torch.float32]
+    assert torch.equal(losses, token_losses(hidden.bfloat16(), head, targets, n_vocab))
+    losses.sum().backward()
+    rounded = hidden.bfloat16().float()
+    wanted = torch.autograd.grad(token_losses(rounded, w, targets, n_vocab).sum(), w)[0]
+    assert torch.equal(w.grad, wanted)
+    assert h.grad.dtype == torch.float32
+
+
 @pytest.mark.parametrize("recorded", [True, False])
 def test_padding_of_the_head_counts_for_nothing(case, recorded):
     hidden, head, targets, n_vocab = case

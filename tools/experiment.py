@@ -103,6 +103,7 @@ def recipe(arguments: argparse.Namespace) -> dict[str, Any]:
             "check": False,
             "regression": {"runs": runs},
             "mixing_law": {"runs": runs},
+            "ir_dro": {"most_documents": arguments.documents},
         },
         "mixture": {"weights": "solved", "tokens": "10M", "seq_len": 1024, "formats": ["nanogpt"]},
         "seed": 0,
@@ -189,6 +190,7 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=4096)
     parser.add_argument("--holdout", type=int, default=20_000)
     parser.add_argument("--runs", type=int, default=33, help="mixes of the swarm")
+    parser.add_argument("--documents", type=int, default=60, help="scored by ir_dro, a domain")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE for every solve")
     arguments = parser.parse_args()

@@ -30,19 +30,25 @@ class Shape:
         return self.width // self.heads
 
 
-def _llama(layers: int, width: int, head_dim: int) -> Shape:
-    """`hidden` is 8/3 of the width, rounded up to a multiple of 32: 12 d^2 weights a layer."""
-    return Shape(layers, width, width // head_dim, -(-8 * width // (3 * 32)) * 32)
+def _llama(width: int) -> Shape:
+    """The one rule of all sizes: the width is about six times the square of the depth.
+
+    Heads have 32 dimensions, from width 512 on 64. `hidden` is 8/3 of the width, rounded up to a
+    multiple of 32: 12 width^2 weights a layer.
+    """
+    head_dim = 32 if width < 512 else 64
+    hidden = -(-8 * width // (3 * 32)) * 32
+    return Shape(round((width / 6) ** 0.5), width, width // head_dim, hidden)
 
 
-# Weights outside the embeddings, about 12 * layers * width^2: 0.45M, 2.7M, 10M, 31M, 85M, 302M.
+# 4 to 13 layers. Weights outside the embeddings: 0.45M, 2.7M, 8.7M, 28M, 78M, 164M.
 PRESETS: dict[str, Shape] = {
-    "nano": _llama(4, 96, 32),
-    "micro": _llama(6, 192, 32),
-    "mini": _llama(8, 320, 32),
-    "small": _llama(10, 512, 64),
-    "base": _llama(12, 768, 64),
-    "large": _llama(24, 1024, 64),
+    "nano": _llama(96),
+    "micro": _llama(192),
+    "mini": _llama(320),
+    "small": _llama(512),
+    "base": _llama(768),
+    "large": _llama(1024),
 }
 
 

@@ -6,13 +6,18 @@ from mixc.proxy.presets import PRESETS, Shape, flops_per_token, padded_vocab, pa
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("nano", 0.45), ("micro", 2.7), ("mini", 10), ("small", 31), ("base", 85), ("large", 302)],
+    [("nano", 0.45), ("micro", 2.7), ("mini", 8.7), ("small", 28), ("base", 78), ("large", 164)],
 )
 def test_presets_have_the_sizes_they_promise(name, millions):
     shape = PRESETS[name]
     assert parameters(shape, 0) / 1e6 == pytest.approx(millions, rel=0.03)
     assert shape.hidden % 32 == 0
     assert shape.head_dim == (32 if shape.width < 512 else 64)
+
+
+def test_presets_follow_one_rule_of_depth_and_width():
+    for shape in PRESETS.values():
+        assert shape.layers == round((shape.width / 6) ** 0.5)
 
 
 @pytest.mark.parametrize("shape", [PRESETS["nano"], Shape(3, 48, 2, 100)])

@@ -103,6 +103,7 @@ def recipe(arguments: argparse.Namespace) -> dict[str, Any]:
             "check": False,
             "regression": {"runs": runs},
             "mixing_law": {"runs": runs},
+            "aioli": {"rounds": 2, "sweeps": 1},
             "ir_dro": {"most_documents": arguments.documents},
         },
         "mixture": {"weights": "solved", "tokens": "10M", "seq_len": 1024, "formats": ["nanogpt"]},

@@ -113,6 +113,8 @@ def weights(path: str, manifest: Mapping[str, Any]) -> None:
     columns = ["domain", manifest["answer"], "interval", "natural", "uniform"]
     columns += [f"{model} bits/byte" for model in models]
     table(f"weights {path}", columns, rows)
+    if stages := manifest.get("schedule"):
+        print(f"a schedule of {len(stages)} stages, whose mean these weights are")
     if manifest["check"] is not None:
         league(manifest["check"])
         print(f"check: {manifest['check']['verdict']['text']}")
@@ -212,6 +214,8 @@ def _shown(key: str, value: object) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         if key.endswith("bytes"):
             return quantity(value, "B")
+        if key.endswith("flops"):
+            return f"{value:.2g}"
         return duration(value) if key.endswith("seconds") else f"{value:,.0f}"
     return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 

@@ -14,15 +14,21 @@ from mixc.progress import duration, quantity
 _WIDE = 160  # where no terminal says how wide it is
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: the first column to the left, numbers to the right."""
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False
+) -> None:
+    """Print a table: the first column to the left, numbers to the right.
+
+    With `words` the last column is text, to the left, of as many lines as it needs.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
-        grid.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+        text = words and i == len(columns) - 1
+        grid.add_column(column, justify="left" if text or i == 0 else "right", no_wrap=not text)
     for row in rows:
         grid.add_row(*row)
     page = io.StringIO()
@@ -195,7 +201,7 @@ def plan(stages: Sequence[Mapping[str, Any]]) -> None:
         details = {k: v for k, v in stage["details"].items() if not isinstance(v, dict)}
         text = ", ".join(f"{key.replace('_', ' ')}: {_shown(key, v)}" for key, v in details.items())
         rows.append([stage["stage"], stage["status"], text])
-    table("plan", ("stage", "status", ""), rows)
+    table("plan", ("stage", "status", ""), rows, words=True)
     for stage in stages:
         if "disk" in stage["details"]:
             taken = stage["details"]["disk"].items()

@@ -18,7 +18,7 @@ from mixc.solve import stage
 from mixc.solve.check import compare, league
 from mixc.solve.problem import Solution
 from mixc.solve.runs import MixRun
-from mixc.solve.weights import FILE
+from mixc.solve.weights import FILE, open_weights
 from mixc.store import commit
 from mixc.store.store import Store
 
@@ -27,11 +27,11 @@ def compare_mixes(recipe: Recipe, names: Sequence[str], *, seeds: int) -> dict[s
     """Train the recipe's small model on every mix with every seed, and rank the mixes.
 
     A mix is `solved`, a .json file of weights, or a method, with its options of the recipe; one
-    that trains is run first, and what that took stands beside the mix as `solve_flops`. Weights
-    that are a schedule are trained on as they change. Runs are kept in the workdir: another
-    comparison makes only those that are new. Raises MX008 for a name that is none of these, MX009
-    where the recipe does not say what to train, MX045 for a stale store or stale weights, MX051
-    where nothing is held out to score mixes by.
+    that trains is run first, and what that took stands beside the mix as `solve_flops`, None for
+    a file, which does not say. Weights that are a schedule are trained on as they change. Runs are
+    kept in the workdir: another comparison makes only those that are new. Raises MX008 for a name
+    that is none of these, MX009 where the recipe does not say what to train, MX045 for a stale
+    store or stale weights, MX051 where nothing is held out to score mixes by.
     """
     if recipe.solve is None:
         raise stage.unsolved(recipe)
@@ -54,7 +54,7 @@ def compare_mixes(recipe: Recipe, names: Sequence[str], *, seeds: int) -> dict[s
         found = league(compare(weights, problem.domains, chosen, run))
         commit.remove(folder)
     for name, entry in found["mixes"].items():
-        entry["solve_flops"] = mixes[name].flops
+        entry["solve_flops"] = None if name.endswith(".json") else mixes[name].flops
     return found
 
 
@@ -78,4 +78,7 @@ def _solution(recipe: Recipe, store: Store, name: str, folder: Path) -> Solution
 
     stages = schedule_of(recipe, name)
     schedule = tuple((one.until, ordered(one.weights)) for one in stages) or None
-    return replace(Solution.exact(ordered(found)), schedule=schedule)
+    flops = 0.0
+    if name == "solved":
+        flops = open_weights(recipe.workdir_path / FILE).manifest["cost"]["flops"]
+    return replace(Solution.exact(ordered(found)), schedule=schedule, flops=flops)

@@ -34,6 +34,7 @@ def test_mixes_methods_and_files_meet_in_one_league(path):
     assert found["seeds"] == [4, 5] and found["runs"] == 6
     assert found["tokens"] == 6 * 3 * 8 * 31
     assert mixes["natural"]["solve_flops"] == 0 < mixes["doremi"]["solve_flops"]
+    assert mixes["mine.json"]["solve_flops"] is None
     means = [entry["mean"] for entry in mixes.values()]
     assert means == sorted(means)
     assert all(set(entry["bits_per_byte"]) == set(CORPUS) for entry in mixes.values())
@@ -64,6 +65,7 @@ def test_a_schedule_is_trained_on_as_it_changes(path):
     bits = {name: entry["bits_per_byte"] for name, entry in mixes.items()}
     assert bits["solved"] == bits["odm"] == bits["kept.json"] != bits["mean.json"]
     assert all(entry["weights"] == mean for entry in mixes.values())
+    assert mixes["solved"]["solve_flops"] == mixes["odm"]["solve_flops"] > 0
 
 
 def test_a_recipe_that_does_not_say_what_to_train(path):

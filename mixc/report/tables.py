@@ -137,7 +137,6 @@ def league(found: Mapping[str, Any]) -> None:
     for name, entry in mixes.items():
         low, high = entry["low"], entry["high"]
         interval = "-" if low is None or high is None else f"{low:+.4f} to {high:+.4f}"
-        cost = entry.get("solve_flops")
         rows.append(
             [
                 name,
@@ -145,7 +144,7 @@ def league(found: Mapping[str, Any]) -> None:
                 f"{entry['over_best']:+.4f}" if entry["over_best"] else "",
                 interval if entry["over_best"] else "",
                 f"{entry['worst']:.4f} {entry['worst_domain']}",
-                *([] if cost is None else [f"{cost:.2g}" if cost else "nothing"]),
+                *([_cost(entry["solve_flops"])] if "solve_flops" in entry else []),
             ]
         )
     columns = ["mix", "bits/byte", "over best", "interval", "worst domain"]
@@ -159,6 +158,10 @@ def league(found: Mapping[str, Any]) -> None:
         for domain in domains
     ]
     table("bits per byte", ("domain", *mixes), cells)
+
+
+def _cost(flops: float | None) -> str:
+    return "unknown" if flops is None else f"{flops:.2g}" if flops else "nothing"
 
 
 def _bits(value: float | None) -> str:

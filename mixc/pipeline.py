@@ -156,7 +156,7 @@ def mixture_stages(recipe: Recipe, store: Store) -> list[StageWeights]:
     """The weights that the recipe's mixture asks for, stage by stage."""
     wanted = recipe.mixture.asked_weights()
     found = [weights_of(recipe, store, asked, *keys) for keys, asked in wanted]
-    schedules = [_scheduled(recipe, asked, keys) for keys, asked in wanted]
+    schedules = [schedule_of(recipe, asked, *keys) for keys, asked in wanted]
     if not recipe.mixture.stages:
         return schedules[0] or [StageWeights(1.0, found[0])]
     for schedule, (keys, _) in zip(schedules, wanted, strict=True):
@@ -204,8 +204,8 @@ def _solved(recipe: Recipe, store: Store) -> SolvedWeights:
     return solved
 
 
-def _scheduled(
-    recipe: Recipe, asked: str | dict[str, float], keys: tuple[str | int, ...]
+def schedule_of(
+    recipe: Recipe, asked: str | dict[str, float], *keys: str | int
 ) -> list[StageWeights]:
     """The stages of solved weights that change along the mixture; none where they do not."""
     if asked == "solved":

@@ -34,6 +34,7 @@ def test_mixes_methods_and_files_meet_in_one_league(path):
     assert found["seeds"] == [4, 5] and found["runs"] == 6
     assert found["tokens"] == 6 * 3 * 8 * 31
     assert mixes["natural"]["solve_flops"] == 0 < mixes["doremi"]["solve_flops"]
+    assert mixes["mine.json"]["solve_flops"] is None
     means = [entry["mean"] for entry in mixes.values()]
     assert means == sorted(means)
     assert all(set(entry["bits_per_byte"]) == set(CORPUS) for entry in mixes.values())
@@ -51,6 +52,26 @@ def test_solved_weights_take_part_once_they_are_there(path):
     pipeline.solve_weights(load(path))
     found = compare_mixes(load(path), ["solved", "natural"], seeds=1)["mixes"]
     assert found["solved"]["bits_per_byte"] == found["natural"]["bits_per_byte"]
+
+
+def test_a_schedule_is_trained_on_as_it_changes(path):
+    odm = ["solve.method=odm", "solve.odm.variant=official", "solve.check=false"]
+    solved = pipeline.solve_weights(load(path, odm))
+    mean = solved.weights
+    (path.parent / "mean.json").write_text(json.dumps(mean))
+    (path.parent / "kept.json").write_bytes(solved.path.read_bytes())
+    names = ["solved", "odm", "kept.json", "mean.json"]
+    mixes = compare_mixes(load(path, odm), names, seeds=1)["mixes"]
+    bits = {name: entry["bits_per_byte"] for name, entry in mixes.items()}
+    assert bits["solved"] == bits["odm"] == bits["kept.json"] != bits["mean.json"]
+    assert all(entry["weights"] == mean for entry in mixes.values())
+    assert mixes["solved"]["solve_flops"] == mixes["odm"]["solve_flops"] > 0
+
+
+def test_a_recipe_that_does_not_say_what_to_train(path):
+    with pytest.raises(MixcError) as raised:
+        compare_mixes(load(path, ["solve=null", "mixture.weights=natural"]), ["natural"], seeds=1)
+    assert raised.value.code == "MX009"
 
 
 def test_a_name_that_is_no_mix(path):

@@ -76,9 +76,11 @@ def learn(mixes: Real, drops: Real, before: Real, smoothing: float) -> Real:
 def solve(problem: Problem, options: Options) -> Solution:
     """Train once, in rounds of probes and of the weights that they lead to.
 
-    The interval of a weight is its range over the rounds.
+    The interval of a weight is its range over the rounds. Raises MX007 if a probe would have no
+    step, MX051 where nothing is held out.
     """
     lab, count = problem.lab, len(problem.domains)
+    lab.need_holdout("probes")
     mixes = probes(count, options.lean)
     turns = options.sweeps * count  # probes of a round; after them a stretch under its weights
     uniform = np.full(count, 1 / count)

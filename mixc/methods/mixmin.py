@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from mixc.errors import MixcError
+from mixc.errors import MixcError, did_you_mean
 from mixc.recipe import Strict
 from mixc.rng import Stream
 from mixc.solve.problem import Problem, Solution
@@ -84,6 +84,12 @@ def solve(problem: Problem, options: Options) -> Solution:
     that holds nothing out.
     """
     sources, target = _chosen(problem, options.sources), _chosen(problem, options.target)
+    if not problem.lab.held_bytes[target].any():
+        raise MixcError(
+            "MX051",
+            "the target of mixmin holds no token out",
+            help="raise holdout.fraction, or name other domains under solve.mixmin.target",
+        )
     held = []
     tokens, flops = 0, 0.0
     for number in sources:
@@ -94,12 +100,6 @@ def solve(problem: Problem, options: Options) -> Solution:
         tokens, flops = tokens + trained.tokens, flops + trained.flops
         held.append(problem.lab.held_losses(trained.model))
     groups = [np.stack([one[k] for one in held], axis=1).astype(np.float64) for k in target]
-    if not any(len(group) for group in groups):
-        raise MixcError(
-            "MX051",
-            "the target of mixmin holds no token out",
-            help="raise holdout.fraction, or name other domains under solve.mixmin.target",
-        )
     losses, share = _joined(groups, problem.lab.held_bytes[target])
     found = mix_models(losses, share).weights
     low, high = _interval(losses, share, seed=problem.seed)
@@ -115,7 +115,9 @@ def solve(problem: Problem, options: Options) -> Solution:
 
 def _chosen(problem: Problem, names: tuple[str, ...]) -> list[int]:
     if unknown := set(names) - set(problem.domains):
-        raise MixcError("MX008", f"mixmin names a domain that is not there: '{min(unknown)}'")
+        name = min(unknown)
+        message = f"mixmin names a domain that is not there: '{name}'"
+        raise MixcError("MX008", message, help=did_you_mean(name, list(problem.domains)))
     return [i for i, name in enumerate(problem.domains) if not names or name in names]
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # scipy and torch take a second to import, and the schema nee
 
     from mixc.proxy.train import Batch
     from mixc.solve.resampling import Aim
+    from mixc.solve.runs import MixRun
     from mixc.solve.surfaces import Surface
 
 Real = NDArray[np.float64]
@@ -130,6 +131,8 @@ def solve(problem: Problem, options: Options) -> Solution:
     that is not there, MX051 where nothing is held out, MX060 where the cap on epochs leaves no mix.
     """
     space = _space(problem, options)
+    if options.ratios is None:
+        _objective(options.metric, problem.domains)  # before anything is trained
     if options.variant == "schedule":
         return _schedule(problem, options, space)
     swarm = (
@@ -183,14 +186,18 @@ def _plan(problem: Problem, options: Options, space: SwarmSpace, minimum: float 
 
 def _train(problem: Problem, options: Options, space: SwarmSpace) -> Swarm:
     """Bits per byte of each mix, the mean over seeds. Finished runs are taken from the disk."""
+    problem.lab.need_holdout("mixes")
     parts = _plan(problem, options, space)
     seeds = range(problem.seed, problem.seed + options.seeds)
-    runs = [[problem.lab.run_mix(mix, seed=seed) for seed in seeds] for mix in space.mixes(parts)]
+
+    def run(number: int, mix: Real, seed: int) -> MixRun:
+        label = f"on mix {number} of {len(parts)}, seed {seed}"
+        return problem.lab.run_mix(mix, seed=seed, label=label)
+
+    mixes = enumerate(space.mixes(parts), 1)
+    runs = [[run(number, mix, seed) for seed in seeds] for number, mix in mixes]
     bits = np.array([np.mean([run.bits_per_byte for run in mix], axis=0) for mix in runs])
     held = ~np.isnan(bits).any(axis=0)
-    if not held.any():
-        message = "no domain holds anything out, so there is nothing to score a mix by"
-        raise MixcError("MX051", message, help="raise holdout.fraction")
     return Swarm(
         parts,
         bits[:, held],

@@ -56,14 +56,16 @@ def run_count(problem: Problem, options: Options) -> int:  # noqa: ARG001
 def solve(problem: Problem, options: Options) -> Solution:
     """Learn the graph, then train once with weights that follow it.
 
-    The interval of a weight is its range over the rounds.
+    The interval of a weight is its range over the rounds. Raises MX007 if a round would have no
+    step, MX051 where nothing is held out.
     """
     lab, count = problem.lab, len(problem.domains)
+    lab.need_holdout("domains")
     alone = []
-    for number in range(count):
+    for number, name in enumerate(problem.domains):
         mix = np.zeros(count)
         mix[number] = 1.0
-        alone.append(lab.run_mix(mix))
+        alone.append(lab.run_mix(mix, label=f"on {name} alone"))
     after = np.nan_to_num(np.stack([one.bits_per_byte for one in alone]))
 
     def next_weights(number: int, losses: Real) -> Real:

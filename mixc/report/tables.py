@@ -14,15 +14,21 @@ from mixc.progress import duration, quantity
 _WIDE = 160  # where no terminal says how wide it is
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: the first column to the left, numbers to the right."""
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False
+) -> None:
+    """Print a table: the first column to the left, numbers to the right.
+
+    With `words` the last column is text, to the left, of as many lines as it needs.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
-        grid.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+        text = words and i == len(columns) - 1
+        grid.add_column(column, justify="left" if text or i == 0 else "right", no_wrap=not text)
     for row in rows:
         grid.add_row(*row)
     page = io.StringIO()
@@ -113,6 +119,8 @@ def weights(path: str, manifest: Mapping[str, Any]) -> None:
     columns = ["domain", manifest["answer"], "interval", "natural", "uniform"]
     columns += [f"{model} bits/byte" for model in models]
     table(f"weights {path}", columns, rows)
+    if stages := manifest.get("schedule"):
+        print(f"a schedule of {len(stages)} stages, whose mean these weights are")
     if manifest["check"] is not None:
         league(manifest["check"])
         print(f"check: {manifest['check']['verdict']['text']}")
@@ -129,7 +137,6 @@ def league(found: Mapping[str, Any]) -> None:
     for name, entry in mixes.items():
         low, high = entry["low"], entry["high"]
         interval = "-" if low is None or high is None else f"{low:+.4f} to {high:+.4f}"
-        cost = entry.get("solve_flops")
         rows.append(
             [
                 name,
@@ -137,7 +144,7 @@ def league(found: Mapping[str, Any]) -> None:
                 f"{entry['over_best']:+.4f}" if entry["over_best"] else "",
                 interval if entry["over_best"] else "",
                 f"{entry['worst']:.4f} {entry['worst_domain']}",
-                *([] if cost is None else [f"{cost:.2g}" if cost else "nothing"]),
+                *([_cost(entry["solve_flops"])] if "solve_flops" in entry else []),
             ]
         )
     columns = ["mix", "bits/byte", "over best", "interval", "worst domain"]
@@ -151,6 +158,10 @@ def league(found: Mapping[str, Any]) -> None:
         for domain in domains
     ]
     table("bits per byte", ("domain", *mixes), cells)
+
+
+def _cost(flops: float | None) -> str:
+    return "unknown" if flops is None else f"{flops:.2g}" if flops else "nothing"
 
 
 def _bits(value: float | None) -> str:
@@ -193,7 +204,7 @@ def plan(stages: Sequence[Mapping[str, Any]]) -> None:
         details = {k: v for k, v in stage["details"].items() if not isinstance(v, dict)}
         text = ", ".join(f"{key.replace('_', ' ')}: {_shown(key, v)}" for key, v in details.items())
         rows.append([stage["stage"], stage["status"], text])
-    table("plan", ("stage", "status", ""), rows)
+    table("plan", ("stage", "status", ""), rows, words=True)
     for stage in stages:
         if "disk" in stage["details"]:
             taken = stage["details"]["disk"].items()
@@ -212,6 +223,8 @@ def _shown(key: str, value: object) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         if key.endswith("bytes"):
             return quantity(value, "B")
+        if key.endswith("flops"):
+            return f"{value:.2g}"
         return duration(value) if key.endswith("seconds") else f"{value:,.0f}"
     return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 

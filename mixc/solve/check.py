@@ -36,7 +36,8 @@ class Run(Protocol):
         """What that took."""
 
 
-RunMix = Callable[[Real, int], Run]
+# (name of a mix, seed) -> a model that is trained on it.
+RunMix = Callable[[str, int], Run]
 
 
 @dataclass(frozen=True)
@@ -106,14 +107,14 @@ def compare(
 ) -> Comparison:
     """Train on every mix with every seed, seed by seed.
 
-    `mixes` are weights float64[K] by name; `run_mix(weights, seed)` trains and scores a model.
+    `mixes` are weights float64[K] by name; `run_mix(name, seed)` trains and scores a model.
     """
     names = tuple(mixes)
     bits = np.empty((len(names), len(seeds), len(domains)))
     tokens, flops = 0, 0.0
     for s, seed in enumerate(seeds):
         for m, name in enumerate(names):
-            run = run_mix(mixes[name], seed)
+            run = run_mix(name, seed)
             bits[m, s] = run.bits_per_byte
             tokens, flops = tokens + run.tokens, flops + run.flops
     weights = np.stack([mixes[name] for name in names])
@@ -172,14 +173,15 @@ def check(
     An answer that changes along the run is trained on as it changes. Weights of documents are
     left out: models see domains' rows.
     """
-    schedules = {answer.weights.tobytes(): answer.schedule}
+    mixes = {name: answer.weights, **simple}
     chosen = range(problem.seed, problem.seed + seeds)
 
-    def run(weights: Real, seed: int) -> Run:
-        schedule = schedules.get(weights.tobytes())
-        return problem.lab.run_mix(weights, seed=seed, schedule=schedule)
+    def run(mix: str, seed: int) -> Run:
+        schedule = answer.schedule if mix == name else None
+        label = f"on {mix}, seed {seed}"
+        return problem.lab.run_mix(mixes[mix], seed=seed, schedule=schedule, label=label)
 
-    found = compare({name: answer.weights, **simple}, problem.domains, chosen, run)
+    found = compare(mixes, problem.domains, chosen, run)
     return Checked(found, judge(found, name, list(simple)))
 
 

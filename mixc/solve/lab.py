@@ -121,12 +121,18 @@ class Lab:
         )
 
     def run_mix(
-        self, weights: Weights, *, seed: int | None = None, schedule: Schedule | None = None
+        self,
+        weights: Weights,
+        *,
+        seed: int | None = None,
+        schedule: Schedule | None = None,
+        label: str | None = None,
     ) -> MixRun:
         """Train a model on a mix and score it, or take what an earlier run came to.
 
         The mix is fixed, or follows a schedule. `seed` is that of the model's first weights; rows
-        are the lab's, in deck order, so that runs on different mixes are paired.
+        are the lab's, in deck order, so that runs on different mixes are paired. `label` is what
+        people see of it.
         """
         options = self.train_options() if seed is None else self.train_options(seed=seed)
         key = key_of(
@@ -148,7 +154,7 @@ class Lab:
             return known
         name = f"mix-{key[:16]}"
         batches = self.batches(weights) if schedule is None else self._staged_batches(schedule)
-        trained = self.train(name, batches, seed=seed)
+        trained = self.trainer.train(name, batches, seed=seed, label=label)
         bits = self.bits_per_byte(trained.model)
         run = MixRun(bits, trained.losses, trained.tokens, trained.flops)
         if path is not None:
@@ -320,6 +326,13 @@ class Lab:
     def held_bytes(self) -> Weights:
         """UTF-8 bytes of the text of each domain's holdout, float64[K]."""
         return np.array([self._held_stream(name)[1] for name in self.domains], np.float64)
+
+    def need_holdout(self, what: str, otherwise: str = "") -> None:
+        """Raise MX051 if no domain holds anything out, and `what` cannot be scored."""
+        if not self.held_bytes.any():
+            message = f"no domain holds anything out, so there is nothing to score {what} by"
+            hint = f"raise holdout.fraction{otherwise and ', ' + otherwise}"
+            raise MixcError("MX051", message, help=hint)
 
     def environment(self) -> dict[str, str]:
         """What training repeats to the bit under."""

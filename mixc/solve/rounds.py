@@ -48,8 +48,8 @@ def round_starts(lengths: Sequence[float], steps: int) -> list[int]:
     if any(a >= b for a, b in pairwise(starts)):
         raise MixcError(
             "MX007",
-            f"{steps} steps are too few for {len(lengths)} rounds",
-            help="raise solve.proxy.steps, or ask for fewer rounds",
+            f"{steps} steps are too few for weights that change {len(lengths)} times",
+            help="raise solve.proxy.steps, or ask for fewer rounds, or sweeps over probes",
         )
     return starts[:-1]
 

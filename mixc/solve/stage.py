@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from mixc.errors import MixcError, Place
 from mixc.recipe import Proxy, Recipe
+from mixc.recipe_schema import Check, Solve
 from mixc.registry import METHODS
 from mixc.solve.check import check
 from mixc.solve.lab import Lab
@@ -131,8 +132,9 @@ def weights_key(recipe: Recipe, store: Store) -> str:
             "store": store.store_hash,
             "solve": recipe.canonical()["solve"],
             "seed": recipe.seed,
+            # Of the simple mixes of the check, unimax reads it.
             "mixture": [options.row_count, options.row_tokens, options.max_epochs]
-            if method.reads_mixture
+            if method.reads_mixture or _checks(recipe.solve)
             else None,
             "kept_rows": None if kept is None else kept.tolist(),
             **({"files": [_hash(recipe.resolve(path)) for path in files]} if files else {}),
@@ -176,8 +178,15 @@ def estimate(recipe: Recipe, store: Store) -> dict[str, Any]:
         "method": recipe.solve.method,
         "proxy_tokens": tokens if passes else 0,
         "flops": flops,
-        "about_seconds_on_cpu": flops / (_CPU_SHARE * _matmul_rate()) if passes else 0.0,
+        "check_flops": (check := _check_runs(recipe.solve) * problem.lab.run_flops),
+        "about_seconds_on_cpu": (flops + check) / (_CPU_SHARE * _matmul_rate()) if passes else 0.0,
     }
+
+
+def _check_runs(solve: Solve) -> int:
+    """How many models the check trains at most: runs that are kept are not made again."""
+    checks = _checks(solve)
+    return checks.seeds * (1 + len(BASELINES)) if checks else 0
 
 
 def _matmul_rate() -> float:
@@ -196,18 +205,36 @@ def find(recipe: Recipe, store: Store, staging: Path, running: Running = QUIETLY
     """
     solve = recipe.solve
     assert solve is not None
+    checking = _checks(solve)
+    problem = make_problem(recipe, store, staging, running=running)
+    if checking:
+        problem.lab.need_holdout("weights", "or set solve.check to false")
     seeds = tuple(range(recipe.seed, recipe.seed + solve.seeds))
     solutions = []
     for seed in seeds:
         folder = staging if len(seeds) == 1 else staging / f"seed-{seed}"
-        problem = make_problem(recipe, store, folder, seed=seed, running=running)
-        solutions.append(run_method(solve.method, problem, solve.options))
-    problem = make_problem(recipe, store, staging, running=running)
+        mine = make_problem(recipe, store, folder, seed=seed, running=running)
+        solutions.append(run_method(solve.method, mine, solve.options))
     simple = {name: run_method(name, problem).weights for name in BASELINES}
     answer, checked = combine(solutions), None
-    if METHODS[solve.method].trains and solve.check:
-        checked = check(problem, solve.method, answer, simple, seeds=solve.check.seeds)
+    if checking:
+        checked = check(problem, solve.method, answer, simple, seeds=checking.seeds)
     return Found(problem, seeds, tuple(solutions), answer, simple, checked)
+
+
+def _checks(solve: Solve) -> Literal[False] | Check:
+    """The check that the solve ends with: methods that train nothing have none."""
+    return solve.check if METHODS[solve.method].trains else False
+
+
+def unsolved(recipe: Recipe) -> MixcError:
+    """What is wrong with a recipe that does not say how to solve, or what to train."""
+    return MixcError(
+        "MX009",
+        "the recipe has no 'solve' section",
+        place=recipe.place(),
+        help="add one, as in: solve: {method: doremi}",
+    )
 
 
 def solve_weights(recipe: Recipe, store: Store, running: Running = QUIETLY) -> SolvedWeights:
@@ -216,12 +243,7 @@ def solve_weights(recipe: Recipe, store: Store, running: Running = QUIETLY) -> S
     Of the processes that `torchrun` started, all train, and the first reads and writes.
     """
     if recipe.solve is None:
-        raise MixcError(
-            "MX009",
-            "the recipe has no 'solve' section",
-            place=recipe.place(),
-            help="add one, as in: solve: {method: doremi}",
-        )
+        raise unsolved(recipe)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return _bring_up_to_date(recipe, store, running, lambda _: None)
     from mixc.proxy import ranks

@@ -79,19 +79,22 @@ class Trainer:
         records: Records | None = None,
         init: Mapping[str, Tensor] | None = None,
         seed: int | None = None,
+        label: str | None = None,
     ) -> Trained:
         """`mixc.proxy.train.train`, by default on the plain mean of all losses.
 
-        `name` is shown to people and tells the trainings of a run apart: no two share one.
+        `name` tells the trainings of a run apart: no two share one. People and listeners see
+        `label`, by default the name.
         A record `alpha` [steps, K] is shown beside the loss, as the domain weights of each step.
         `seed` is that of the model's first weights; rows come as `batches` gives them.
         """
         from mixc.proxy.train import mean_loss, train
 
         options = self.options if seed is None else replace(self.options, seed=seed)
+        shown = name if label is None else label
         tokens = len(batches(0).tokens) * options.seq_len
         alpha = None if records is None else records.get("alpha")
-        with progress.task(f"train {name}", options.steps * tokens, "tokens") as bar:
+        with progress.task(f"train {shown}", options.steps * tokens, "tokens") as bar:
             return train(
                 options,
                 batches,
@@ -99,7 +102,7 @@ class Trainer:
                 backward=backward,
                 records=records,
                 init=init,
-                on_step=self._reporter(name, options.steps, tokens, alpha, bar),
+                on_step=self._reporter(shown, options.steps, tokens, alpha, bar),
                 checkpoint=self._checkpoint(name, options),
             )
 

@@ -4,7 +4,9 @@ import pytest
 from build_helpers import random_corpus, write_corpus
 
 from mixc import pipeline
+from mixc.errors import MixcError
 from mixc.recipe import load
+from mixc.solve.stage import estimate, fresh
 from mixc.tokenize.stage import tokenize
 
 CORPUS = random_corpus(6, {"code": (30, 25), "prose": (30, 40), "web": (40, 15)})
@@ -56,6 +58,57 @@ def test_on_a_tie_the_simple_mix_may_be_the_answer(path, solved):
     weights = {name: entry["weight"] for name, entry in found["domains"].items()}
     assert weights == found["baselines"][first]
     assert found["not_taken"] == solved["domains"]
+
+
+def test_another_mixture_is_checked_anew_as_unimax_is_another(path, solved):
+    store = pipeline.current_store(load(path))
+    assert pipeline.solve_weights(load(path)).manifest == solved
+    assert fresh(load(path), store)
+    assert fresh(load(path, ["mixture.max_epochs=3"]), store) is None
+    assert fresh(load(path, ["mixture.formats=[olmo]"]), store)
+
+
+def test_the_check_is_foreseen(path, solved):
+    store = pipeline.current_store(load(path))
+    foreseen = estimate(load(path), store)["check_flops"]
+    assert foreseen == pytest.approx(solved["cost"]["check"]["flops"])
+    assert estimate(load(path, ["solve.check=false"]), store)["check_flops"] == 0
+    assert estimate(load(path, ["solve.method=natural"]), store)["check_flops"] == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["solve.method=doremi"],
+        ["solve.method=mixmin", "solve.check=false"],
+        ["solve.method=skill_it", "solve.check=false"],
+        ["solve.method=aioli", "solve.check=false"],
+        ["solve.method=regression", "solve.check=false"],
+    ],
+)
+def test_where_nothing_is_held_out_nothing_is_trained_in_vain(words, unheld):
+    path, trained = unheld
+    with pytest.raises(MixcError) as raised:
+        pipeline.solve_weights(load(path, words))
+    assert raised.value.code == "MX051" and "holdout.fraction" in raised.value.help
+    assert trained == []
+
+
+@pytest.fixture
+def unheld(tmp_path, monkeypatch):
+    """A recipe whose store holds nothing out, and the steps of all trainings to come."""
+    path = write_corpus(tmp_path, CORPUS, **SECTIONS, holdout={"fraction": 0.0})
+    tokenize(load(path), workers=1)
+    trained = []
+    monkeypatch.setattr("mixc.proxy.train.train", lambda *_, **__: trained.append(1))
+    return path, trained
+
+
+def test_weights_of_rounds_or_of_a_schedule_are_not_said_to_drift(path):
+    rounds = ["solve.doremi.rounds=3", "solve.doremi.eta=50", "solve.doremi.tolerance=1e-9"]
+    for words in (rounds, ["solve.method=odm", "solve.odm.variant=official"]):
+        found = pipeline.solve_weights(load(path, [*words, "solve.check=false"])).manifest
+        assert not any("settled" in doubt for doubt in found["doubts"])
 
 
 def test_a_check_that_is_not_wanted_trains_nothing(path):

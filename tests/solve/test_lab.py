@@ -79,7 +79,7 @@ def test_a_run_on_a_mix_is_made_once(store, tmp_path, monkeypatch):
     assert made.losses_per_step.shape == (3,)
     assert list(folders["staging"].iterdir()) == []
     again = Lab(store, OPTIONS, seed=1, key="another method", **folders)
-    monkeypatch.setattr(Lab, "train", None)
+    monkeypatch.setattr("mixc.solve.trainer.Trainer.train", None)
     known = again.run_mix(mix)
     assert np.array_equal(known.bits_per_byte, made.bits_per_byte)
     assert np.array_equal(known.losses_per_step, made.losses_per_step)
@@ -87,6 +87,12 @@ def test_a_run_on_a_mix_is_made_once(store, tmp_path, monkeypatch):
     for other in (lambda: again.run_mix(mix, seed=2), lambda: again.run_mix(mix[::-1])):
         with pytest.raises(TypeError):
             other()
+
+
+def test_people_see_what_a_run_is_on(store, tmp_path, capsys):
+    lab = Lab(store, OPTIONS, seed=1, staging=tmp_path / "staging", folder=tmp_path / "kept")
+    lab.run_mix(np.full(3, 1 / 3), label="on uniform, seed 1")
+    assert "train on uniform, seed 1: " in capsys.readouterr().err
 
 
 def test_a_kept_run_that_is_damaged_is_made_again(store, tmp_path, capsys):

@@ -14,7 +14,7 @@ def test_rounds_of_equal_and_of_other_lengths():
 
 
 def test_too_few_steps_are_an_error():
-    with pytest.raises(MixcError, match="3 steps are too few for 4 rounds"):
+    with pytest.raises(MixcError, match="3 steps are too few for weights that change 4 times"):
         round_starts([1, 1, 1, 1], 3)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import string
 import subprocess
 import sys
@@ -121,17 +122,16 @@ def mixc(*words: object) -> dict[str, Any]:
 
 
 def solve(out: Path, name: str, words: Sequence[str]) -> dict[str, Any]:
-    """The answer of a method, kept as `weights/<name>.json` beside what it took."""
+    """The answer of a method, kept as `weights/<name>.json`, beside what it took."""
     path = out / "weights" / f"{name}.json"
     if not path.exists():
         start = time.perf_counter()
         settings = [part for word in words for part in ("-s", word)]
         answer = mixc("solve-weights", out / "recipe.yaml", *settings)
-        weights = {domain: entry["weight"] for domain, entry in answer["domains"].items()}
         seconds = time.perf_counter() - start
         kept = {"answer": answer, "seconds": seconds}
         (path.parent / f"{name}.full.json").write_text(json.dumps(kept))
-        path.write_text(json.dumps(weights))
+        shutil.copy(answer["path"], path)
     return dict(json.loads((path.parent / f"{name}.full.json").read_text()))
 
 

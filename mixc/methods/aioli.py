@@ -110,6 +110,6 @@ def solve(problem: Problem, options: Options) -> Solution:
         schedule=tuple(zip(found.ends[turns :: turns + 1], weights, strict=True)),
         bits_per_byte={"proxy": lab.bits_per_byte(found.trained.model)},
         tokens=found.trained.tokens,
-        flops=found.trained.flops,
+        flops=found.flops,
         environment=lab.environment(),
     )

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from mixc.recipe import Strict
 from mixc.solve.problem import Problem, Solution
-from mixc.solve.rounds import train_in_rounds
+from mixc.solve.rounds import round_starts, train_in_rounds
 
 Real = NDArray[np.float64]
 
@@ -61,6 +61,8 @@ def solve(problem: Problem, options: Options) -> Solution:
     """
     lab, count = problem.lab, len(problem.domains)
     lab.need_holdout("domains")
+    lengths = [1.0] * options.rounds
+    round_starts(lengths, lab.options.steps)  # before anything trains
     alone = []
     for number, name in enumerate(problem.domains):
         mix = np.zeros(count)
@@ -72,7 +74,7 @@ def solve(problem: Problem, options: Options) -> Solution:
         A = graph(losses[0], after)
         return update(A, losses[max(0, number + 1 - options.window) :], options.eta)
 
-    found = train_in_rounds(lab, "skill-it", [1.0] * options.rounds, next_weights)
+    found = train_in_rounds(lab, "skill-it", lengths, next_weights)
     return Solution(
         weights=found.weights.mean(axis=0),
         low=found.weights.min(axis=0),
@@ -80,6 +82,6 @@ def solve(problem: Problem, options: Options) -> Solution:
         schedule=tuple(zip(found.ends, found.weights, strict=True)),
         bits_per_byte={"proxy": lab.bits_per_byte(found.trained.model)},
         tokens=found.trained.tokens + sum(one.tokens for one in alone),
-        flops=found.trained.flops + sum(one.flops for one in alone),
+        flops=found.flops + sum(one.flops for one in alone),
         environment=lab.environment(),
     )

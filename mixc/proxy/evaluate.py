@@ -23,15 +23,18 @@ def stream_losses(
 
     Windows of seq_len + 1 tokens overlap by one, so that every token is predicted exactly once,
     from the tokens before it in its window; the last window may be shorter. The model is moved to
-    `device`. A stream of fewer than two tokens has no losses.
+    `device`, and computes in float32 there, also in the midst of a training in another type. A
+    stream of fewer than two tokens has no losses.
     """
-    model.to(device)
+    there = torch.device(device)
+    model.to(there)
     parts = [np.zeros(0, np.float32)]
-    with deterministic(torch.device(device)), torch.no_grad():
+    plain = torch.autocast(there.type, enabled=False)
+    with deterministic(there), torch.no_grad(), plain:
         for tokens in _windows(stream.astype(np.int64), seq_len):
-            there = torch.from_numpy(tokens).to(device)
-            hidden: Tensor = model(there[:, :-1])
-            losses = token_losses(hidden, model.head, there[:, 1:], model.vocab)
+            batch = torch.from_numpy(tokens).to(there)
+            hidden: Tensor = model(batch[:, :-1])
+            losses = token_losses(hidden, model.head, batch[:, 1:], model.vocab)
             parts.append(losses.flatten().cpu().numpy())
     return np.concatenate(parts)
 

@@ -26,6 +26,8 @@ def joined() -> Iterator[None]:
     """While the block runs, the processes that `torchrun` started together are one group."""
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend)
+    if torch.cuda.is_available() and count() > 1:
+        torch.cuda.set_device(local_device())
     try:
         with progress.muted(not first()):
             yield

@@ -1,8 +1,9 @@
 """The check: is a solved mix better than the simple ones, on this data, at equal compute?
 
 Every mix trains the same models: equal seeds, and so equal initialisation, equal tokens, and the
-rows of each domain in the same order. Between seeds losses differ by far more than between mixes
-of one seed; so mixes are compared seed by seed, and an interval is one of paired differences.
+rows of each domain in the same order, which is that of the recipe's seed whatever the model's.
+Between seeds losses differ by far more than between mixes of one seed; so mixes are compared seed
+by seed, and an interval is one of paired differences.
 """
 
 from __future__ import annotations
@@ -137,24 +138,32 @@ class Verdict:
 def judge(found: Comparison, mix: str, simple: Sequence[str]) -> Verdict:
     """Whether `mix` has lower mean bits per byte than every simple mix, beyond doubt.
 
-    worse: a simple mix is better beyond doubt. tie: neither.
+    worse: a simple mix is better beyond doubt. tie: neither. Intervals are not widened for there
+    being several simple mixes; that all must be beaten makes better rarer, not likelier.
     """
     against = {name: found.against(mix, name) for name in simple}
     as_good = [name for name in simple if not against[name].lower]
     as_good.sort(key=lambda name: float(found.mean(name).mean()))
     if not as_good:
-        nearest = max(against.values(), key=lambda one: one.mean)
-        text = (
-            f"{mix} is better than {_all_of(simple)}: by {-nearest.mean:.4f} bits per byte "
-            f"({-nearest.high:.4f} to {-nearest.low:.4f}) than the best of them"
-        )
+        nearest = max(against, key=lambda name: against[name].mean)
+        text = f"{mix} is better than {_all_of(simple)}: {_than(against[nearest], nearest)}"
         return Verdict("better", (), text)
+    if higher := [name for name in as_good if found.against(name, mix).lower]:
+        first = higher[0]
+        text = f"{first} is better than {mix}, which has {_than(against[first], first)}"
+        return Verdict("worse", tuple(as_good), f"{text}: use {first}")
     first = as_good[0]
-    if found.against(first, mix).lower:
-        return Verdict("worse", tuple(as_good), f"{first} is better than {mix}: use {first}")
-    doubt = "" if len(found.seeds) > 1 else ", as one seed cannot tell"
-    text = f"{first} is as good as {mix}{doubt}: prefer {first}, which costs nothing"
-    return Verdict("tie", tuple(as_good), text)
+    if len(found.seeds) == 1:
+        text = f"one seed cannot tell {mix} from {_all_of(as_good)}"
+    else:
+        text = f"{first} is as good as {mix}, which has {_than(against[first], first)}"
+    return Verdict("tie", tuple(as_good), f"{text}: prefer {first}, which costs nothing")
+
+
+def _than(difference: Difference, other: str) -> str:
+    side = "less" if difference.mean < 0 else "more"
+    interval = f"{difference.low:+.4f} to {difference.high:+.4f}"
+    return f"{abs(difference.mean):.4f} bits per byte {side} than {other} ({interval})"
 
 
 @dataclass(frozen=True)

@@ -327,6 +327,11 @@ class Lab:
         """UTF-8 bytes of the text of each domain's holdout, float64[K]."""
         return np.array([self._held_stream(name)[1] for name in self.domains], np.float64)
 
+    @property
+    def held_tokens(self) -> int:
+        """Tokens of all domains' holdouts."""
+        return sum(domain.held_tokens for domain in self.store.domains.values())
+
     def need_holdout(self, what: str, otherwise: str = "") -> None:
         """Raise MX051 if no domain holds anything out, and `what` cannot be scored."""
         if not self.held_bytes.any():

@@ -112,16 +112,16 @@ def _doubts(found: Found) -> list[str]:
     if problem.target_tokens:
         epochs = answer.weights * problem.target_tokens / np.maximum(problem.tokens, 1)
     several = len(found.solutions) > 1
-    alpha = found.solutions[0].trajectory.get("alpha")
-    if answer.schedule is not None:
-        alpha = None  # it is meant to change
+    alpha, low, high = found.solutions[0].trajectory.get("alpha"), answer.low, answer.high
+    if answer.schedule is not None:  # it is meant to change: its range is no noise
+        alpha, low, high = None, answer.weights, answer.weights
     elif alpha is not None:
         alpha = alpha[-problem.lab.options.steps :]  # of several rounds the last
     return doubts(
         problem.domains,
         answer.weights,
-        answer.low,
-        answer.high,
+        low,
+        high,
         problem.tokens / problem.tokens.sum(),
         trajectory=alpha,
         seeds=np.stack([one.weights for one in found.solutions]) if several else None,

@@ -28,14 +28,15 @@ NextWeights = Callable[[int, Real], Real]
 
 @dataclass(frozen=True)
 class Rounds:
-    """A training in R rounds: weights and the losses that each began with, float64[R, K]; and the
-    share of the steps at which each ended.
+    """A training in R rounds: weights and the losses that each began with, float64[R, K]; the
+    share of the steps at which each ended; and what it took, with scoring, in FLOPs.
     """
 
     trained: Trained
     weights: Real
     losses: Real
     ends: tuple[float, ...]
+    flops: float
 
 
 def round_starts(lengths: Sequence[float], steps: int) -> list[int]:
@@ -89,4 +90,5 @@ def train_in_rounds(
     trained = lab.train(name, batches, backward=backward, records=records)
     weights = np.stack([weights_of(number) for number in range(len(starts))])
     ends = tuple(start / steps for start in [*starts[1:], steps])
-    return Rounds(trained, weights, records["bits_per_byte"][starts], ends)
+    flops = trained.flops + len(starts) * lab.forward_flops(lab.held_tokens)
+    return Rounds(trained, weights, records["bits_per_byte"][starts], ends, flops)

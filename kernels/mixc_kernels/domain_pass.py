@@ -55,7 +55,7 @@ class DomainPass:
     ) -> None:
         self.grads: dict[nn.Parameter, Tensor] = {}
         self._groups, self._length, self._uses, self._want = groups, length, uses, want
-        # Of each block of a parameter; left where they are until the end, so that no GPU waits.
+        # Of each block of a parameter; left where they are, so that a GPU need not wait for each.
         self._products: list[Tensor] = []
         self._squares: list[Tensor] = []
         self._kept: dict[nn.Parameter, tuple[Tensor, Tensor | None]] = {}

@@ -32,7 +32,7 @@ def grad_dot(
 
     `direction` holds v by names of the model's parameters, in their shapes; those not named
     have no part in the product. Errors: ValueError for a name or a shape that is not the
-    model's; NotImplementedError where the model runs a function without a forward derivative.
+    model's; TypeError where the model runs a function without a forward derivative.
     """
     parameters = dict(model.named_parameters())
     wrong = [
@@ -65,7 +65,7 @@ class _Forward(TorchFunctionMode):
         if isinstance(func, OpOverload | OpOverloadPacket):
             name = str(func)
             if name.partition(".")[0] not in _TORCHS:
-                raise NotImplementedError(f"{name} has no forward derivative")
+                raise TypeError(f"{name} has no forward derivative: its part would be lost")
         return func(*args, **kwargs or {})
 
 

@@ -6,8 +6,13 @@
 Shapes are tokens x width x vocabulary. All run in turns, forward, backward alone and both, in one
 process: so a change of the machine's speed hits all. Times are p20, p50 and p80 in ms; on a CPU of
 one thread, its seconds of CPU time. Memory beyond the inputs': on a CPU the growth of the resident
-set in a process of its own, on a GPU what torch allocated at the height. Who cannot run is named,
-with the reason. Prints a table in markdown; `--out` keeps all, with versions and the machine.
+set in a process of its own, on a GPU what torch allocated at the height; and the same beyond what
+the call returns, the gradients by hidden states and weight. Errors are relative: the loss's beside
+`fused_linear_ce`, the gradients' beside float64, at a small shape. Who cannot run stands in the
+table, with the reason. Prints markdown; `--out` keeps all, with versions and the machine.
+
+Without a GPU, TRITON_INTERPRET=1 lets Liger run at small shapes: its errors then mean something,
+its times do not.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,6 +47,7 @@ SHAPES = {
 MODES = ("forward", "backward", "full")
 PACKAGES = ("torch", "triton", "numpy", "liger-kernel", "cut-cross-entropy", "quack-kernels")
 SMALL = (64, 64, 512)  # what a provider is tried and warmed up with
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 # hidden [N, D], weight [V, D], target int64[N] -> the mean loss
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -70,6 +77,11 @@ def eager(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(F.linear(hidden, weight).float(), target)
 
 
+def eager64(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """The same in float64."""
+    return F.cross_entropy(F.linear(hidden, weight), target)
+
+
 def torch_fused() -> Loss:
     options = torch.nn.LinearCrossEntropyOptions()
     return lambda *inputs: F.linear_cross_entropy(*inputs, options=options)
@@ -77,17 +89,29 @@ def torch_fused() -> Loss:
 
 def liger() -> Loss:
     module = import_module("liger_kernel.transformers.functional")
-    return lambda *inputs: module.liger_fused_linear_cross_entropy(*inputs)
+    return on_gpu(module.liger_fused_linear_cross_entropy, interpreted=True)
 
 
-def cut(impl: str) -> Loss:
+def cut(**settings: Any) -> Loss:
     module = import_module("cut_cross_entropy")
-    return lambda *inputs: module.linear_cross_entropy(*inputs, impl=impl)
+    loss = partial(module.linear_cross_entropy, **settings)
+    return loss if settings["impl"] == "torch_compile" else on_gpu(loss)
 
 
 def quack() -> Loss:
-    module = import_module("quack.linear_cross_entropy")
-    return lambda *inputs: module.chunked_linear_cross_entropy(*inputs)
+    return on_gpu(import_module("quack.linear_cross_entropy").chunked_linear_cross_entropy)
+
+
+def on_gpu(loss: Loss, *, interpreted: bool = False) -> Loss:
+    """A loss that says so where it is asked for on a CPU; Triton's interpreter may run it there."""
+    can = interpreted and INTERPRETED
+
+    def checked(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        if not hidden.is_cuda and not can:
+            raise RuntimeError("it needs a CUDA device" + " or TRITON_INTERPRET=1" * interpreted)
+        return loss(hidden, weight, target)
+
+    return checked
 
 
 # What makes a loss; it raises what is missing.
@@ -102,8 +126,9 @@ PROVIDERS: dict[str, Callable[[], Loss]] = {
     "torch.compile": lambda: torch.compile(eager),
     "torch linear_cross_entropy": torch_fused,
     "Liger": liger,
-    "cut-cross-entropy": lambda: cut("cce"),
-    "cut-cross-entropy exact": lambda: cut("cce_exact"),
+    "cut-cross-entropy": lambda: cut(impl="cce"),
+    "cut-cross-entropy, no filter": lambda: cut(impl="cce", filter_eps=None),
+    "cut-cross-entropy, compiled": lambda: cut(impl="torch_compile"),
     "quack": quack,
 }
 
@@ -116,7 +141,12 @@ class Case:
     weight: Tensor
     target: Tensor
 
-    def run(self, loss: Loss, mode: str) -> Callable[[], object]:
+    def exact(self) -> Case:
+        """The same numbers in float64."""
+        hidden, weight = (x.detach().double().requires_grad_() for x in (self.hidden, self.weight))
+        return Case(hidden, weight, self.target)
+
+    def run(self, loss: Loss, mode: str) -> Callable[[], Any]:
         """What is timed; the graph of a backward pass is there before."""
         inputs = self.hidden, self.weight
         if mode == "forward":
@@ -152,19 +182,27 @@ def timed(run: Callable[[], object], device: str) -> float:
     return float(begin.elapsed_time(end))
 
 
-def usable(names: list[str], options: argparse.Namespace) -> tuple[dict[str, Loss], dict[str, str]]:
-    """(losses, what the others want for), each tried forwards and backwards."""
-    losses, missing = {}, {}
+def usable(
+    names: list[str], options: argparse.Namespace
+) -> tuple[dict[str, Loss], dict[str, float], dict[str, str]]:
+    """(losses, errors of their gradients, what the others want for), each tried at a small shape.
+
+    An error is the larger of both gradients', relative, beside those of all logits in float64.
+    """
+    losses, errors, missing = {}, {}, {}
     case = make_case(SMALL, options.dtype, options.device)
+    wanted = [one.double() for one in case.exact().run(eager64, "full")()]
     for name in names:
         try:
             loss = PROVIDERS[name]()
-            case.run(loss, "full")()
+            found = case.run(loss, "full")()
         except Exception as error:  # whatever a peer has against this machine
             missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
         else:
             losses[name] = loss
-    return losses, missing
+            pairs = zip(found, wanted, strict=True)
+            errors[name] = max(((a - b).norm() / b.norm()).item() for a, b in pairs)
+    return losses, errors, missing
 
 
 def measure(
@@ -188,7 +226,9 @@ def measure(
         row = {"provider": name, "shape": shape, "mode": mode, "p20": p20, "p50": p50, "p80": p80}
         with torch.no_grad():
             off = abs(losses[name](case.hidden, case.weight, case.target).item() - wanted) / wanted
-        rows.append(row | {"loss_error": off, "memory_mb": memory(name, shape, mode, options)})
+        row |= {"loss_error": off, "memory_mb": memory(name, shape, mode, options)}
+        returned = 0 if mode == "forward" else case.hidden.nbytes + case.weight.nbytes
+        rows.append(row | {"beyond_mb": max(0.0, row["memory_mb"] - returned / 1e6)})
     return rows
 
 
@@ -242,26 +282,35 @@ def about(options: argparse.Namespace) -> dict[str, Any]:
     device = torch.cuda.get_device_name() if options.device == "cuda" else machine()["cpu"]
     date = datetime.now(UTC).isoformat(timespec="seconds")
     said = {"device": device, "date": date, "dtype": options.dtype, "threads": options.threads}
-    return said | {"repeat": options.repeat, "versions": versions, "machine": machine()}
+    said |= {"repeat": options.repeat, "versions": versions, "interpreted": INTERPRETED}
+    return said | {"machine": machine()}
 
 
 def render(found: dict[str, Any]) -> str:
-    """What was measured, as a table."""
-    lines = []
+    """What was measured, as a table; who was not stands at its end."""
+    lines: list[tuple[str, ...]] = []
     for row in found["results"]:
         spread = f"{row['p50']:.1f} ({row['p20']:.1f} to {row['p80']:.1f})"
         shape = "x".join(map(str, row["shape"]))
-        rest = spread, f"{row['memory_mb']:.0f}", f"{row['loss_error']:.0e}"
-        lines.append((row["provider"], shape, row["mode"], *rest))
+        size = f"{row['memory_mb']:.0f}", f"{row['beyond_mb']:.0f}"
+        off = f"{row['loss_error']:.0e}", f"{row['gradient_error']:.0e}"
+        lines.append((row["provider"], shape, row["mode"], spread, *size, *off))
+    for name, why in found["missing"].items():
+        lines.append((name, "", "", f"not measured: {why}", "", "", "", ""))
     versions = ", ".join(f"{name} {value}" for name, value in found["versions"].items())
     said = [
         f"{found['device']}, {found['dtype']}, {found['threads']} threads, {found['date']}; "
         f"{found['repeat']} runs each in turns, load {found['machine']['load']:.1f} at the start",
-        versions,
-        *(f"{name}: not measured ({why})" for name, why in found["missing"].items()),
+        versions + ", interpreted" * found["interpreted"],
     ]
-    heads = ("loss", "shape", "mode", "ms", "memory, MB", "error of the loss")
-    return "\n".join([*(f"- {line}" for line in said), "", table(heads, lines)])
+    sizes, errors = ("memory, MB", "beyond gradients"), ("error of the loss", "of gradients")
+    return "\n".join(
+        [
+            *(f"- {line}" for line in said),
+            "",
+            table(("loss", "shape", "mode", "ms", *sizes, *errors), lines),
+        ]
+    )
 
 
 def read_options() -> argparse.Namespace:
@@ -296,8 +345,12 @@ def main() -> None:
         print(height(options.height, options.shapes[0], options.modes[0], options))
         return
     found = about(options)
-    losses, found["missing"] = usable(options.only, options)
-    found["results"] = [row for shape in options.shapes for row in measure(losses, shape, options)]
+    losses, errors, found["missing"] = usable(options.only, options)
+    found["results"] = [
+        row | {"gradient_error": errors[row["provider"]]}
+        for shape in options.shapes
+        for row in measure(losses, shape, options)
+    ]
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
     print(render(found))

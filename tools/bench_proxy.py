@@ -36,13 +36,15 @@ from mixc_kernels.long_products import long_products
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixc.methods.doremi import domain_excess, update
+from mixc.methods.doremi import update
+from mixc.proxy.evaluate import row_losses
 from mixc.proxy.model import Model
 from mixc.proxy.presets import PRESETS, Shape
 from mixc.proxy.train import (
     Batch,
     TrainOptions,
     batch_losses,
+    domain_stats,
     mean_loss,
     train,
     weighted_loss,
@@ -160,16 +162,15 @@ def doremi(cached: bool) -> Provider:
 
     def provider(case: Case) -> Step:
         reference = Model(case.model.shape, case.model.vocab, seed=1).requires_grad_(False)
-        known = batch_losses(reference, case.batch)
+        known = row_losses(reference, case.batch.tokens)
 
         def step() -> None:
             case.model.zero_grad()
             losses = batch_losses(case.model, case.batch)
-            with torch.no_grad():
-                over = losses - (known if cached else batch_losses(reference, case.batch))
-            domain = np.repeat(case.batch.domain, over.shape[1])
-            lam, present = domain_excess(over.numpy().ravel(), domain, case.domains)
-            alpha = update(case.weights, lam, present, eta=1.0, smoothing=1e-3)
+            there = known if cached else row_losses(reference, case.batch.tokens)
+            stats = domain_stats(losses, case.batch, case.domains, there)
+            lam = np.nan_to_num(stats.mean_excess())
+            alpha = update(case.weights, lam, stats.present, eta=1.0, smoothing=1e-3)
             weighted_loss(losses, case.batch, alpha).backward()  # type: ignore[no-untyped-call]
 
         return step

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mixc_kernels.domain_gram import DomainGram, clip_factors
 from mixc_kernels.domain_pass import DomainPass, Want, add_ranks, wide
 from mixc_kernels.grouped_dw import Groups, group_rows
+from mixc_kernels.room import room
 from mixc_kernels.watch_uses import UnknownUseError, WatchUses
 
 Weights = NDArray[np.float64]
@@ -42,8 +43,9 @@ class DomainGrads:
     gradients are summed over ranks before products are taken, so that all is as on one rank with
     all rows; the model must not be wrapped by DDP, too.
 
-    Memory: `block_bytes` for K gradients of some rows of a parameter, and `keep_bytes` at most
-    for K gradients of all of them where weights come late. What came back to one use of a
+    Memory: `block_bytes` for K gradients of some rows of a parameter (16 MiB, or of a GPU's memory
+    a 128th), and `keep_bytes` at most for K gradients of all of them where weights come late (1
+    GiB, or an eighth). What came back to one use of a
     parameter is held until its last (of a tied head: the gradient of the logits).
     """
 
@@ -55,15 +57,17 @@ class DomainGrads:
         *,
         precondition: Mapping[nn.Parameter, Tensor] | None = None,
         group: dist.ProcessGroup | None = None,
-        block_bytes: int = 16 << 20,
-        keep_bytes: int = 1 << 30,
+        block_bytes: int | None = None,
+        keep_bytes: int | None = None,
     ) -> None:
         """Parameters that require no gradient are left alone."""
         self._names = {p: name for name, p in model.named_parameters() if p.requires_grad}
         self._watch = WatchUses(list(self._names))
         self._domain, self._groups = domain, group_rows(domain, domains)
-        self._want = Want(block_bytes=block_bytes, precondition=precondition, group=group)
-        self._keep_bytes = keep_bytes
+        device = next(iter(self._names), domain).device
+        block = room(device, 16 << 20, 128) if block_bytes is None else block_bytes
+        self._want = Want(block_bytes=block, precondition=precondition, group=group)
+        self._keep_bytes = room(device, 1 << 30, 8) if keep_bytes is None else keep_bytes
 
     def __enter__(self) -> DomainGrads:
         self._watch.__enter__()  # type: ignore[no-untyped-call]

@@ -25,7 +25,7 @@ from torch import Tensor
 LOSS_SCALE = 2**24
 SQUARE_SCALE = 2**20
 LARGEST = 2**10  # nats; the square of what is not larger leaves room for 2**23 tokens at worst
-MAX_DOMAINS = 1024
+MAX_DOMAINS = 2**16
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ def domain_reduce(
 ) -> DomainStats:
     """Reduce per-token losses to sums per domain, exactly; no gradient flows.
 
-    loss float32[N] in nats, domain int16, int32 or int64[N] in [0, K), K up to 1024. The excess
+    loss float32[N] in nats, domain int16, int32 or int64[N] in [0, K), K up to 65536. The excess
     of a token is max(loss - ref_loss, clip), as DoReMi has it (Xie et al., arXiv:2305.10429,
     algorithm 1); without ref_loss, float32[N], the reference is 0. Tokens where `valid`, bool[N],
     is false are in no sum. A domain out of range raises IndexError on the CPU and is a

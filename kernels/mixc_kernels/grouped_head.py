@@ -12,9 +12,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mixc_kernels.half_products import add_product, multiply
-from mixc_kernels.linear_ce_torch import Sums, Terms, differentiate_, read_targets, scale_of
-
-_TILE_BYTES = 4 << 20  # logits at a time
+from mixc_kernels.linear_ce_torch import (
+    Sums,
+    Terms,
+    differentiate_,
+    read_targets,
+    scale_of,
+    tile_bytes,
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class HeadPart:
         targets = read_targets(self.softmax.target, self.softmax.terms)
         scale = scale_of(self.grad, targets)
         sums = Sums(self.softmax.top, self.softmax.total, self.softmax.top, self.softmax.top)
-        columns = max(64, _TILE_BYTES // (max(1, len(self.x)) * out.element_size()))
+        columns = max(64, tile_bytes(out.device) // (max(1, len(self.x)) * out.element_size()))
         end = min(first + out.shape[1], self.softmax.terms.n_vocab)
         for begin in range(first, end, columns):
             block = self.weight[begin : min(begin + columns, end)].to(self.x.dtype)

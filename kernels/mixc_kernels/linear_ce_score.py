@@ -2,7 +2,8 @@
 
 The vocabulary is taken in spans, and of each only the largest logit and the sum of exponentials
 below it are kept (the online softmax of M. Milakov and N. Gimelshein, arXiv:1805.02867), so that
-the logits, [N, V], never exist. On the GPU that is one fused kernel (`linear_ce_score_triton`).
+the logits, [N, V], never exist. On the CPU that is the forward pass of `fused_linear_ce`, on the
+GPU one fused kernel (`linear_ce_score_triton`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own custom)
 from torch import Tensor
+
+from mixc_kernels.linear_ce_torch import Terms, vocab_losses
 
 _SPAN = 4096  # a constant: were it to depend on N, a token's loss would depend on its neighbours
 
@@ -28,27 +31,21 @@ def linear_ce_score(
     """-log softmax(logits)[target] of each token, float32[N], in nats; without gradients.
 
     logits = hidden weight^T in float32, whatever the inputs' type; with a softcap c they are
-    c tanh(logits / c). hidden [N, D] and weight [V, D] are both float32, both float16 or both
-    bfloat16; target is int[N]. Of a padded head only the first `n_vocab` rows count. The loss of
-    `ignore_index` is 0. Another target outside [0, n_vocab) raises IndexError on the CPU, and
-    has a loss of NaN on the GPU, where to look would be to wait. On the CPU at most
-    `budget_bytes` of logits are held at once, or one token's.
+    c tanh(logits / c). hidden [N, D] is float32, float16 or bfloat16; weight [V, D] is of its type,
+    in which a GPU multiplies, or float32. target is int[N]. Of a padded head only the first
+    `n_vocab` rows count. The loss of `ignore_index` is 0. Another target outside [0, n_vocab)
+    raises IndexError on the CPU, and has a loss of NaN on the GPU, where to look would be to wait.
+    On the CPU at most `budget_bytes` of logits are held at once, or one column.
     """
     n_vocab = len(weight) if n_vocab is None else n_vocab
     _check(hidden, weight, target, n_vocab, softcap)
     if hidden.is_cuda:
         from mixc_kernels.linear_ce_score_triton import score
 
-        return score(hidden, weight[:n_vocab], target, softcap, ignore_index, _SPAN)
-    outside = ((target < 0) | (target >= n_vocab)) & (target != ignore_index)
-    if outside.any():
-        raise IndexError(f"target {int(target[outside][0])} is not in a vocabulary of {n_vocab}")
-    rows = max(1, budget_bytes // (4 * min(_SPAN, n_vocab)))
-    parts = [
-        _score(some, weight[:n_vocab], wanted, softcap)
-        for some, wanted in zip(torch.split(hidden, rows), torch.split(target, rows), strict=True)
-    ]
-    return torch.cat(parts).masked_fill_(target == ignore_index, 0.0)
+        used = weight[:n_vocab].to(hidden.dtype)
+        return score(hidden, used, target, softcap, ignore_index, _SPAN)
+    terms = Terms(n_vocab, ignore_index, softcap or 0.0)
+    return vocab_losses(hidden, weight, target.long(), terms, budget_bytes)[0]
 
 
 def _check(
@@ -59,31 +56,12 @@ def _check(
     if target.shape != hidden.shape[:1] or target.is_floating_point():
         raise ValueError("target must be int[N]")
     allowed = (torch.float32, torch.float16, torch.bfloat16)
-    if hidden.dtype != weight.dtype or hidden.dtype not in allowed:
-        raise ValueError("hidden and weight must be of one type: float32, float16 or bfloat16")
+    if hidden.dtype not in allowed or weight.dtype not in (hidden.dtype, torch.float32):
+        raise ValueError("hidden must be float32, float16 or bfloat16, weight so too or float32")
     if not 1 <= n_vocab <= len(weight):
         raise ValueError(f"n_vocab must be 1 to {len(weight)}, not {n_vocab}")
     if softcap is not None and softcap <= 0:
         raise ValueError("softcap must be above 0")
-
-
-def _score(hidden: Tensor, weight: Tensor, target: Tensor, softcap: float | None) -> Tensor:
-    """Losses of some rows; targets are in the vocabulary, or anything where they are ignored."""
-    hidden, target = hidden.float(), target.long()
-    peak = hidden.new_full((len(hidden),), -torch.inf)
-    total, picked = torch.zeros_like(peak), torch.zeros_like(peak)
-    for first, part in zip(range(0, len(weight), _SPAN), torch.split(weight, _SPAN), strict=True):
-        logits = F.linear(hidden, part.float())
-        if softcap is not None:
-            logits.div_(softcap).tanh_().mul_(softcap)
-        at = target - first
-        mine = (at >= 0) & (at < len(part))
-        found = logits.gather(1, at.clamp(0, len(part) - 1)[:, None])[:, 0]
-        picked = torch.where(mine, found, picked)
-        higher = torch.maximum(peak, logits.amax(1))
-        total.mul_(peak.sub_(higher).exp_()).add_(logits.sub_(higher[:, None]).exp_().sum(1))
-        peak = higher
-    return (peak - picked).add_(total.log_())
 
 
 def linear_ce_score_reference(

@@ -23,7 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_TILE_BYTES = 4 << 20  # logits at a time: what stays in a core's cache
+from mixc_kernels.room import room
+
 _LEAST_COLUMNS = 256  # fewer make slow products of matrices
 
 
@@ -59,6 +60,11 @@ class Sums(NamedTuple):
     total: Tensor
     wanted: Tensor
     spread: Tensor
+
+
+def tile_bytes(device: torch.device) -> int:
+    """Logits at a time: what stays in a core's cache; on a GPU, products that fill it."""
+    return room(device, 4 << 20, 512)
 
 
 def exact(dtype: torch.dtype) -> torch.dtype:
@@ -211,7 +217,7 @@ def _tiles(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(first column, its block of the weight, logits [N, columns]); all share one buffer."""
     column = max(1, len(x)) * x.element_size()
-    columns = max(_LEAST_COLUMNS, _TILE_BYTES // column)
+    columns = max(_LEAST_COLUMNS, tile_bytes(x.device) // column)
     columns = max(1, min(columns, budget // column, terms.n_vocab))
     buffer = x.new_empty(len(x) * columns)
     for first in range(0, terms.n_vocab, columns):

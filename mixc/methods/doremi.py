@@ -158,11 +158,11 @@ def group_dro(
     smoothing = _SMOOTHING[options.variant] if options.smoothing is None else options.smoothing
 
     def objective(step: int, losses: Tensor, batch: Batch) -> Tensor:
-        from mixc.proxy.train import weighted_loss
+        from mixc.proxy.train import domain_stats, weighted_loss
 
-        over = losses.detach().cpu().numpy().astype(np.float64) - reference(step)
-        domain = np.repeat(batch.domain, over.shape[1])
-        lam, present = domain_excess(over.ravel(), domain, count)
+        stats = domain_stats(losses, batch, count, reference(step))
+        # Each domain's lambda: its tokens' excess losses clipped at 0, then averaged (algorithm 1).
+        lam, present = np.nan_to_num(stats.mean_excess()), stats.present
         alpha = records["alpha"][step - 1] if step else np.full(count, 1 / count)
         if official:
             last = records["clipped_excess"][step - 1] if step else np.full(count, np.log(vocab))
@@ -171,24 +171,13 @@ def group_dro(
         else:
             alpha = update(alpha, lam, present, options.eta, smoothing)
         records["alpha"][step], records["clipped_excess"][step] = alpha, lam
-        records["excess"][step] = _domain_mean(over.ravel(), domain, count)[0]
+        records["excess"][step] = np.nan_to_num(stats.mean_raw_excess())
         records["present"][step] = present
         if official:
             return weighted_token_mean(losses, batch, alpha)
         return weighted_loss(losses, batch, alpha)
 
     return objective
-
-
-def domain_excess(
-    excess: NDArray[np.floating], domain: NDArray[np.integer], K: int
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Each domain's lambda: its tokens' excess losses clipped at 0, then averaged (algorithm 1).
-
-    excess [N] in nats, domain [N] in [0, K). Returns lambda float64[K], 0 for a domain that has
-    no token here, and present bool[K], which says which have one.
-    """
-    return _domain_mean(np.maximum(excess, 0.0), domain, K)
 
 
 def update(
@@ -233,12 +222,3 @@ def weighted_token_mean(losses: Tensor, batch: Batch, weights: NDArray[np.float6
 
     share = weights[batch.domain] / (weights[batch.domain].sum() * losses.shape[1])
     return (losses * torch.from_numpy(share).to(losses)[:, None]).sum()
-
-
-def _domain_mean(
-    values: NDArray[np.floating], domain: NDArray[np.integer], K: int
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Mean of values [N] in each domain, float64[K], 0 where there are none; and where not."""
-    counts = np.bincount(domain, minlength=K)
-    sums = np.bincount(domain, weights=values.astype(np.float64), minlength=K)
-    return sums / np.maximum(counts, 1), counts > 0

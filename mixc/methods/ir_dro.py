@@ -91,15 +91,10 @@ def solve(problem: Problem, options: Options) -> Solution:
 
 def losses_of(lab: Lab, model: Model, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
     """The loss on each of the store's tokens but the first of each row, float32[B, L - 1]."""
-    import torch
-
-    from mixc.proxy.device import deterministic
-    from mixc.proxy.train import Batch, batch_losses
+    from mixc.proxy.evaluate import row_losses
 
     known = lab.vocabulary
-    batch = Batch(known.ids[tokens], np.zeros(len(tokens), np.int64))
-    with deterministic(model.head.device), torch.no_grad():
-        losses = batch_losses(model, batch).float().cpu().numpy()
+    losses = row_losses(model, known.ids[tokens])
     return np.asarray(losses + known.extra[tokens[:, 1:]], np.float32)
 
 

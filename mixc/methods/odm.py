@@ -131,10 +131,10 @@ def bandit(options: Options, records: Records, weights: Callable[[int], Weights]
     first = warm_steps(options, steps) - 1
 
     def objective(step: int, losses: Tensor, batch: Batch) -> Tensor:
-        by_row = losses.detach().double().mean(dim=1).cpu().numpy()
-        rows = np.bincount(batch.domain, minlength=domains)
-        sums = np.bincount(batch.domain, weights=by_row, minlength=domains)
-        reward, drawn = sums / np.maximum(rows, 1), rows > 0
+        from mixc.proxy.train import domain_stats
+
+        stats = domain_stats(losses, batch, domains)
+        reward, drawn = np.nan_to_num(stats.mean()), stats.present
         pi = weights(step)
         records["alpha"][step], records["reward"][step] = pi, reward
         if step >= first:

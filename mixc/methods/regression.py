@@ -329,10 +329,9 @@ def _trajectories(problem: Problem, mixes: Real) -> tuple[Real, int, float]:
         def objective(
             step: int, losses: Tensor, batch: Batch, into: Real = records["losses"]
         ) -> Tensor:
-            rows = losses.detach().double().mean(dim=1).cpu().numpy()
-            sums = np.bincount(batch.domain, rows, count)
-            with np.errstate(invalid="ignore"):
-                into[step] = sums / np.bincount(batch.domain, minlength=count)
+            from mixc.proxy.train import domain_stats
+
+            into[step] = domain_stats(losses, batch, count).mean()
             return losses.mean()
 
         trained = lab.train(f"swarm-{number:04d}", lab.batches(mix), objective, records=records)

@@ -1,4 +1,4 @@
-"""Held-out losses of a model on a stream of tokens."""
+"""Losses of a model that is not trained: on rows, and on a stream of held-out tokens."""
 
 from __future__ import annotations
 
@@ -7,13 +7,25 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mixc.proxy.device import deterministic
-from mixc.proxy.loss import token_losses
+from mixc.proxy.loss import scored_losses
 from mixc.proxy.model import Model
 
 _BATCH_TOKENS = 16_384
+
+
+@torch.no_grad()
+def row_losses(model: Model, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Loss in nats of each token but the first of each row int64[B, L], float32[B, L - 1].
+
+    Computed where the model is, in autocast's type if that is on.
+    """
+    device = model.head.device
+    with deterministic(device):
+        there = torch.from_numpy(tokens).to(device)
+        losses = scored_losses(model(there[:, :-1]), model.head, there[:, 1:], model.vocab)
+    return np.asarray(losses.cpu().numpy())
 
 
 def stream_losses(
@@ -30,12 +42,9 @@ def stream_losses(
     model.to(there)
     parts = [np.zeros(0, np.float32)]
     plain = torch.autocast(there.type, enabled=False)
-    with deterministic(there), torch.no_grad(), plain:
+    with plain:
         for tokens in _windows(stream.astype(np.int64), seq_len):
-            batch = torch.from_numpy(tokens).to(there)
-            hidden: Tensor = model(batch[:, :-1])
-            losses = token_losses(hidden, model.head, batch[:, 1:], model.vocab)
-            parts.append(losses.flatten().cpu().numpy())
+            parts.append(row_losses(model, tokens).ravel())
     return np.concatenate(parts)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from mixc_kernels.domain_reduce import DomainStats, domain_reduce
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -130,9 +131,14 @@ def train(
         while (step := state.step) < options.steps:
             batch = batches(step)
             with _keeping(state, checkpoint):
+                state.optimiser.zero_grad(set_to_none=True)
                 with computing_in(precision, device):
-                    scalar = _forward(options, state, batch, objective, backward, forward)
-                _update(options, state, scalar)
+                    if backward is None:
+                        each = _whole_losses(model, batch, forward)
+                    else:
+                        each = backward(state, batch)
+                scalar = objective(step, each, batch) if backward is None else None
+                _update(options, state, each.detach(), scalar)
             state.step, state.tokens = step + 1, state.tokens + batch.predicted
             if on_step is not None:
                 on_step(step, float(losses[step]))
@@ -154,35 +160,20 @@ def _keeping(state: State, checkpoint: Checkpoint | None) -> Iterator[None]:
         raise
 
 
-def _forward(
-    options: TrainOptions,
-    state: State,
-    batch: Batch,
-    objective: Objective,
-    backward: Backward | None,
-    forward: Forward,
-) -> Tensor | None:
-    """Losses of the batch, and the scalar to minimise; None where `backward` did it all."""
-    step, optimiser = state.step, state.optimiser
-    optimiser.zero_grad(set_to_none=True)
-    if backward is None:
-        losses = _whole_losses(state.model, batch, forward)
-    else:
-        losses = backward(state, batch)
-    loss = losses.detach().double().mean().item()
-    _check_loss(loss, state, options)
-    state.losses[step] = loss
-    return objective(step, losses, batch) if backward is None else None
+def _update(options: TrainOptions, state: State, losses: Tensor, scalar: Tensor | None) -> None:
+    """The step that the gradient of the scalar asks for, or that `backward` left.
 
-
-def _update(options: TrainOptions, state: State, scalar: Tensor | None) -> None:
-    """The step that the gradient of the scalar asks for."""
+    A GPU is waited for here alone, once.
+    """
     if scalar is not None:
         scalar.backward()  # type: ignore[no-untyped-call]
         ranks.sum_gradients(state.model)
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), options.clip)
-    if not math.isfinite(norm.item()):
-        raise _diverged(f"the gradient's norm is {norm.item()}", state.step, options)
+    loss, length = torch.stack([losses.double().mean(), norm.double()]).tolist()
+    _check_loss(loss, state, options)
+    if not math.isfinite(length):
+        raise _diverged(f"the gradient's norm is {length}", state.step, options)
+    state.losses[state.step] = loss
     for group in state.optimiser.param_groups:
         group["lr"] = rate_at(state.step, options) * group["rate_factor"]
     state.optimiser.step()
@@ -202,6 +193,20 @@ def weighted_loss(losses: Tensor, batch: Batch, weights: NDArray[np.float64]) ->
     rows = np.bincount(batch.domain, minlength=len(weights))
     share = weights[batch.domain] / (rows[batch.domain] * losses.shape[1])
     return (losses * torch.from_numpy(share).to(losses)[:, None]).sum()
+
+
+def domain_stats(
+    losses: Tensor, batch: Batch, domains: int, reference: NDArray[np.float32] | None = None
+) -> DomainStats:
+    """What the batch's losses float32[B, T] add up to in each domain; no gradient flows.
+
+    Of losses above `reference` [B, T], another model's, too. In whole numbers: sums are the same
+    to the bit whatever the rows' order, and a GPU hands over these alone.
+    """
+    flat, domain = losses.flatten(), torch.from_numpy(batch.domain).to(losses.device)
+    known = None if reference is None else torch.from_numpy(reference).to(losses.device).flatten()
+    domain = domain.repeat_interleave(losses.shape[1])
+    return DomainStats(*domain_reduce(flat, domain, domains, ref_loss=known).table().cpu())
 
 
 def batch_losses(model: Model, batch: Batch, forward: Forward | None = None) -> Tensor:

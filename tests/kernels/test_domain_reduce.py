@@ -163,8 +163,8 @@ def test_a_domain_out_of_range(wrong):
         ({"valid": torch.ones(4)}, "bool"),
         ({"valid": torch.ones(3, dtype=torch.bool)}, "one shape"),
         ({"domain": torch.zeros(5, dtype=torch.int64)}, "one shape"),
-        ({"K": 0}, "1 to 1024"),
-        ({"K": 1025}, "1 to 1024"),
+        ({"K": 0}, "1 to 65536"),
+        ({"K": 65537}, "1 to 65536"),
     ],
 )
 def test_wrong_inputs(change, message):

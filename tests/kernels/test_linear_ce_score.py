@@ -1,8 +1,6 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
-from mixc_kernels import linear_ce_score as module
 from mixc_kernels.linear_ce_score import linear_ce_score, linear_ce_score_reference
 
 
@@ -42,20 +40,20 @@ def test_a_padded_head_is_the_head_without_padding():
     assert torch.equal(got, linear_ce_score(hidden, weight, target))
 
 
-@pytest.mark.parametrize("budget", [0, 1 << 16, 1 << 20])
+@pytest.mark.parametrize("budget", [0, 1 << 12, 1 << 16])
 def test_no_more_logits_than_the_budget_are_held(budget, monkeypatch):
     hidden, weight, target = case(60, 8, 5000)
-    whole, seen, plain = linear_ce_score(hidden, weight, target), [], F.linear
+    whole, seen, plain = linear_ce_score(hidden, weight, target), [], torch.mm
 
-    def spy(*args):
-        logits = plain(*args)
+    def spy(*args, **out):
+        logits = plain(*args, **out)
         seen.append(logits.nbytes)
         return logits
 
-    monkeypatch.setattr(module.F, "linear", spy)
+    monkeypatch.setattr(torch, "mm", spy)
     got = linear_ce_score(hidden, weight, target, budget_bytes=budget)
     torch.testing.assert_close(got, whole, rtol=1e-6, atol=1e-6)
-    assert max(seen) <= max(budget, 4 * 4096)
+    assert max(seen) <= max(budget, 4 * 60)
     assert sum(seen) == 60 * 5000 * 4
 
 
@@ -79,7 +77,7 @@ def test_targets_that_are_not_in_the_vocabulary(wrong):
     hidden, weight, target = case(9, 8, 40)
     target = target % 30
     target[4] = wrong
-    with pytest.raises(IndexError, match=f"target {wrong} is not in a vocabulary of 30"):
+    with pytest.raises(IndexError, match=f"target {wrong} is not in"):
         linear_ce_score(hidden, weight, target, n_vocab=30)
     linear_ce_score(hidden, weight, target, n_vocab=30, ignore_index=wrong)
 
@@ -88,7 +86,7 @@ def test_targets_that_are_not_in_the_vocabulary(wrong):
     ("change", "message"),
     [
         ({"hidden": torch.zeros(9, 7)}, "hidden must be"),
-        ({"hidden": torch.zeros(9, 8, dtype=torch.bfloat16)}, "of one type"),
+        ({"hidden": torch.zeros(9, 8, dtype=torch.float64)}, "weight so too or float32"),
         ({"target": torch.zeros(8, dtype=torch.int64)}, "target must be"),
         ({"target": torch.zeros(9)}, "target must be"),
         ({"n_vocab": 41}, "n_vocab must be"),

@@ -98,7 +98,7 @@ def play(options, losses, steps=20, rows=8):
     objective = bandit(options, records, weights)
     for step in range(steps):
         domain = np.repeat(np.arange(K), rows)
-        objective(step, torch.tensor(losses)[domain, None], Batch(np.zeros((1, 1)), domain))
+        objective(step, torch.tensor(losses).float()[domain, None], Batch(np.zeros((1, 1)), domain))
     return records
 
 

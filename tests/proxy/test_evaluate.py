@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from mixc.proxy import evaluate
-from mixc.proxy.evaluate import stream_losses
+from mixc.proxy.evaluate import row_losses, stream_losses
 from mixc.proxy.model import Model
 from mixc.proxy.presets import Shape
+from mixc.proxy.train import Batch, batch_losses
 
 VOCAB = 32
 
@@ -62,3 +63,9 @@ def test_batches_change_nothing(model, monkeypatch):
     whole = stream_losses(model, stream, 8, "cpu")
     monkeypatch.setattr(evaluate, "_BATCH_TOKENS", 24)
     assert stream_losses(model, stream, 8, "cpu") == pytest.approx(whole, rel=1e-5)
+
+
+def test_losses_of_rows_are_those_of_training(model):
+    tokens = stream_of(45).reshape(5, 9)
+    wanted = batch_losses(model, Batch(tokens, np.zeros(5, np.int64))).detach().numpy()
+    assert np.array_equal(row_losses(model, tokens), wanted)

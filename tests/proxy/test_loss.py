@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from mixc.proxy import loss as loss_module
-from mixc.proxy.loss import token_losses
+from mixc.proxy.loss import scored_losses, token_losses
 
 
 @pytest.fixture
@@ -97,3 +97,13 @@ def test_padding_of_the_head_counts_for_nothing(case, recorded):
         losses.sum().backward()
         assert padded.grad[:n_vocab].abs().sum(dim=1).min() > 0
         assert not padded.grad[n_vocab:].any()
+
+
+@pytest.mark.parametrize("halved", [False, True])
+def test_losses_without_gradients_are_the_same_to_the_bit(case, halved):
+    hidden, head, targets, n_vocab = case
+    padded = torch.cat([head, torch.full((5, 8), 3.0)]).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=halved):
+        scored = scored_losses(hidden, padded, targets, n_vocab)
+        assert torch.equal(scored, token_losses(hidden, padded, targets, n_vocab))
+    assert not scored.requires_grad

@@ -14,6 +14,7 @@ from mixc.proxy.presets import Shape, flops_per_token
 from mixc.proxy.train import (
     Batch,
     batch_losses,
+    domain_stats,
     mean_loss,
     rate_at,
     train,
@@ -119,6 +120,28 @@ def test_weighted_loss_is_the_weighted_sum_of_domain_means():
     assert loss.item() == pytest.approx(0.5 * 4.0 + 0.2 * 4.0)
     loss.backward()
     assert losses.grad[:, 0].tolist() == pytest.approx([0.05, 0.25, 0.05])
+
+
+def test_sums_by_domain_do_not_depend_on_the_order_of_rows():
+    rng = np.random.default_rng(0)
+    losses = torch.from_numpy(rng.exponential(size=(9, 50)).astype(np.float32)).requires_grad_()
+    other = rng.exponential(size=(9, 50)).astype(np.float32)
+    domain = np.array([0, 0, 2, 2, 2, 2, 0, 3, 3])
+    batch = Batch(np.zeros((9, 51), np.int64), domain)
+    stats = domain_stats(losses, batch, 4, other)
+    raw = losses.detach().numpy().astype(np.float64) - other
+    for found, values in (
+        (stats.mean(), losses.detach().numpy()),
+        (stats.mean_raw_excess(), raw),
+        (stats.mean_excess(), np.maximum(raw, 0)),
+    ):
+        wanted = [values[domain == k].mean(dtype=np.float64) for k in (0, 2, 3)]
+        assert found[[0, 2, 3]] == pytest.approx(wanted, rel=1e-7)
+        assert np.isnan(found[1])
+    order = rng.permutation(9)
+    moved = Batch(batch.tokens, domain[order])
+    again = domain_stats(losses[torch.from_numpy(order)], moved, 4, other[order])
+    assert torch.equal(stats.table(), again.table())
 
 
 def test_a_loss_far_above_that_of_knowing_nothing_is_divergence():

@@ -192,7 +192,7 @@ def test_reference_losses_are_found_once(store, tmp_path, monkeypatch):
     assert all(np.array_equal(first(step), direct(step)) for step in range(3))
     assert late(2).shape == first(2).shape
 
-    monkeypatch.setattr(reference, "batch_losses", None)
+    monkeypatch.setattr(reference, "row_losses", None)
     again = Lab(store, OPTIONS, seed=1, key="another step size", **folders)
     second = again.reference_losses(model, again.batches(np.full(3, 1 / 3)), "reference")
     assert all(np.array_equal(first(step), second(step)) for step in range(3))

@@ -2,12 +2,17 @@
 
     python tools/bench_training.py [--preset nano] [--vocab 8192] [--seq-len 256] [--rows 32]
         [--steps 10] [--rounds 3]
+    python tools/bench_training.py --stacked 4 --rows 1
+    python tools/bench_training.py --vocab 50257 --compact 8192
 
 A round times, one after the other: the bare model (forward, plain loss, backward; no optimiser),
 the loop (batches from a store, checks, clipping, AdamW), and the making of the batches alone.
 Prints the medians over rounds as JSON: seconds of a step, the loop's speed as a share of the
 bare model's, and the share of a step that goes to making its batch. Seconds are of CPU time over
 all threads, so that a busy machine matters less.
+
+With `--stacked` it is so many bare models in turns, and the same as one by torch.func.vmap, each
+on rows of its own; with `--compact` the loop on all of the store's ids, and on so many.
 """
 
 from __future__ import annotations
@@ -43,6 +48,9 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=8192)
     for name, default in (("seq-len", 256), ("rows", 32), ("steps", 10), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--stacked", type=int, metavar="MODELS")
+    other.add_argument("--compact", type=int, metavar="IDS")
     args = parser.parse_args()
     tokens = args.rows * args.seq_len
     proxy = Proxy(
@@ -54,21 +62,29 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         store = _store(Path(folder), 2 * args.steps * tokens, args.vocab)
-        rounds = [_round(Lab(store, proxy, seed=0)) for _ in range(args.rounds)]
-    bare, loop, making = (statistics.median(column) for column in zip(*rounds, strict=True))
-    found = {
-        "bare_seconds": bare,
-        "loop_seconds": loop,
-        "batch_seconds": making,
-        "share_of_bare_speed": bare / loop,
-        "batch_share_of_step": making / loop,
-        "tokens_per_cpu_second": args.rows * (args.seq_len - 1) / loop,
-        "threads": torch.get_num_threads(),
-    }
-    print(json.dumps(found, indent=2))
+        lab = Lab(store, proxy, seed=0)
+        if args.stacked:
+            found = _medians(args.rounds, lambda: _stacked(lab, args.stacked))
+            found["stacked_speed"] = found["turns_seconds"] / found["stacked_seconds"]
+        elif args.compact:
+            small = Lab(store, proxy.model_copy(update={"vocab": args.compact}), seed=0)
+            found = _medians(args.rounds, lambda: _compact(lab, small))
+            found["compact_speed"] = found["full_seconds"] / found["compact_seconds"]
+        else:
+            found = _medians(args.rounds, lambda: _round(Lab(store, proxy, seed=0)))
+            bare, loop = found["bare_seconds"], found["loop_seconds"]
+            found["share_of_bare_speed"] = bare / loop
+            found["batch_share_of_step"] = found["batch_seconds"] / loop
+            found["tokens_per_cpu_second"] = args.rows * (args.seq_len - 1) / loop
+    print(json.dumps(found | {"threads": torch.get_num_threads()}, indent=2))
 
 
-def _round(lab: Lab) -> tuple[float, float, float]:
+def _medians(rounds: int, timed: Callable[[], dict[str, float]]) -> dict[str, float]:
+    found = [timed() for _ in range(rounds)]
+    return {name: statistics.median(one[name] for one in found) for name in found[0]}
+
+
+def _round(lab: Lab) -> dict[str, float]:
     """Seconds of a step: the bare model, the loop, the batch, read from the store afresh."""
     options = lab.train_options(device="cpu")
     steps, batches = options.steps, lab.batches(np.full(DOMAINS, 1 / DOMAINS))
@@ -77,11 +93,51 @@ def _round(lab: Lab) -> tuple[float, float, float]:
     batch = torch.from_numpy(batches(0).tokens)
     _bare(model, batch)
     bare = _timed(lambda: _bare(model, batch, steps)) / steps
+    return {"bare_seconds": bare, "loop_seconds": _loop(lab), "batch_seconds": making}
+
+
+def _loop(lab: Lab) -> float:
+    """Seconds of a step of the loop, start-up left out."""
+    options = lab.train_options(device="cpu")
+    batches = lab.batches(np.full(DOMAINS, 1 / DOMAINS))
     once = replace(options, steps=1)
     train(once, batches, mean_loss)
     start = _timed(lambda: train(once, batches, mean_loss))
-    loop = (_timed(lambda: train(options, batches, mean_loss)) - start) / (steps - 1)
-    return bare, loop, making
+    return (_timed(lambda: train(options, batches, mean_loss)) - start) / (options.steps - 1)
+
+
+def _compact(full: Lab, small: Lab) -> dict[str, float]:
+    """Seconds of a step of the loop on all ids of a store, and on few."""
+    return {"full_seconds": _loop(full), "compact_seconds": _loop(small)}
+
+
+def _stacked(lab: Lab, count: int) -> dict[str, float]:
+    """Seconds of a step of so many bare models: in turns, and as one."""
+    options, batches = lab.train_options(), lab.batches(np.full(DOMAINS, 1 / DOMAINS))
+    steps = options.steps
+    models = [Model(options.shape, options.vocab_size, seed) for seed in range(count)]
+    rows = torch.stack([torch.from_numpy(batches(i % steps).tokens) for i in range(count)])
+    weights, _ = torch.func.stack_module_state(models)
+
+    def loss(given: dict[str, Tensor], batch: Tensor) -> Tensor:
+        hidden = torch.func.functional_call(models[0], given, (batch[:, :-1],))
+        logits = F.linear(hidden, given["head"]).flatten(0, 1)
+        return F.cross_entropy(logits, batch[:, 1:].flatten())
+
+    def together(times: int) -> None:
+        for _ in range(times):
+            losses = torch.func.vmap(loss)(weights, rows)
+            torch.autograd.grad(losses.sum(), list(weights.values()))
+
+    def in_turns(times: int) -> None:
+        for model, batch in zip(models, rows, strict=True):
+            _bare(model, batch, times)
+
+    found = {}
+    for name, work in (("turns_seconds", in_turns), ("stacked_seconds", together)):
+        work(1)
+        found[name] = _timed(lambda work=work: work(steps)) / steps  # type: ignore[misc]
+    return found
 
 
 def _bare(model: Model, batch: Tensor, steps: int = 1) -> None:

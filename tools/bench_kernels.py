@@ -29,6 +29,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +104,14 @@ def quack() -> Loss:
 
 
 def on_gpu(loss: Loss, *, interpreted: bool = False) -> Loss:
-    """A loss that says so where it is asked for on a CPU; Triton's interpreter may run it there."""
+    """A loss that says so where it is asked for on a CPU; Triton's interpreter may run it there.
+
+    Whether it takes the call is looked at in any case, so that a peer's new signature is seen.
+    """
     can = interpreted and INTERPRETED
 
     def checked(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        signature(loss).bind(hidden, weight, target)
         if not hidden.is_cuda and not can:
             raise RuntimeError("it needs a CUDA device" + " or TRITON_INTERPRET=1" * interpreted)
         return loss(hidden, weight, target)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mixc_kernels.linear_ce_torch import Terms, vocab_losses
 
-_SPAN = 4096  # a constant: were it to depend on N, a token's loss would depend on its neighbours
+# On a GPU; a constant: were it to depend on N, a token's loss would depend on its neighbours.
+_SPAN = 4096
 
 
 @torch.no_grad()

@@ -41,8 +41,7 @@ def stream_losses(
     there = torch.device(device)
     model.to(there)
     parts = [np.zeros(0, np.float32)]
-    plain = torch.autocast(there.type, enabled=False)
-    with plain:
+    with torch.autocast(there.type, enabled=False):
         for tokens in _windows(stream.astype(np.int64), seq_len):
             parts.append(row_losses(model, tokens).ravel())
     return np.concatenate(parts)

@@ -163,7 +163,7 @@ def _keeping(state: State, checkpoint: Checkpoint | None) -> Iterator[None]:
 def _update(options: TrainOptions, state: State, losses: Tensor, scalar: Tensor | None) -> None:
     """The step that the gradient of the scalar asks for, or that `backward` left.
 
-    A GPU is waited for here alone, once.
+    The loss and the gradient's norm come from a GPU together: it is waited for once.
     """
     if scalar is not None:
         scalar.backward()  # type: ignore[no-untyped-call]

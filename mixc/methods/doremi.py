@@ -94,6 +94,7 @@ def solve(problem: Problem, options: Options) -> Solution:
         low=np.minimum(low, mix),
         high=np.maximum(high, mix),
         trajectory={
+            "round": np.repeat(np.arange(len(rounds)) + 1.0, len(last.proxy.losses)),
             **{name: np.concatenate([r.records[name] for r in rounds]) for name in last.records},
             "proxy_loss": np.concatenate([r.proxy.losses for r in rounds]),
             "reference_loss": np.concatenate([r.reference.losses for r in rounds]),

@@ -83,7 +83,7 @@ METHODS: dict[str, Entry] = {
         "mixc.methods.doremi",
         "group DRO on the excess loss of a proxy over a reference",
         source="arXiv:2305.10429",
-        forward_passes=7.0,  # 3 to train the reference, 3 the proxy, 1 to score with the reference
+        forward_passes=6.0,  # 3 to train the reference, 3 the proxy
     ),
     "doge": Entry(
         "mixc.methods.doge",

@@ -283,6 +283,19 @@ class Lab:
         }
         return cached_losses(model, batches, folder, key, name=name, precision=precision)
 
+    def scored_share(self, weights: Weights) -> float:
+        """The part of a run's rows, at fixed weights, that `reference_losses` scores.
+
+        Of rows that models see again and again each is scored once, where losses can be kept.
+        """
+        from mixc.proxy import ranks
+
+        if self.kept_rows is None or self.folder is None or ranks.count() > 1:
+            return 1.0
+        rows = self.batch_rows * self.options.steps
+        counts = row_counts(weights, rows, np.full(len(weights), rows)).rows
+        return float(np.minimum(counts, self.kept_rows).sum() / rows)
+
     @property
     def run_flops(self) -> float:
         """Floating-point operations of a plain run: forward and backward over all its tokens."""

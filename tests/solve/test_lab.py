@@ -198,3 +198,20 @@ def test_reference_losses_are_found_once(store, tmp_path, monkeypatch):
     assert all(np.array_equal(first(step), second(step)) for step in range(3))
     with pytest.raises(TypeError):
         late(1)
+
+
+def test_rows_that_come_again_are_scored_once(store, tmp_path):
+    folders = {"staging": tmp_path / "staging", "folder": tmp_path / "kept"}
+    lab = Lab(store, OPTIONS, seed=1, target_tokens=8 * OPTIONS.steps * 128, **folders)
+    for weights in (np.full(3, 1 / 3), np.array([0.8, 0.1, 0.1])):
+        batches = lab.batches(weights)
+        rows = [
+            (domain, row)
+            for step in range(OPTIONS.steps)
+            for domain, row in zip(batches.domains(step), batches.rows(step), strict=True)
+        ]
+        assert lab.scored_share(weights) == pytest.approx(len(set(rows)) / len(rows))
+    assert lab.scored_share(weights) < 1
+    assert Lab(store, OPTIONS, seed=1, **folders).scored_share(weights) == 1
+    nowhere = Lab(store, OPTIONS, seed=1, target_tokens=8 * OPTIONS.steps * 128)
+    assert nowhere.scored_share(weights) == 1

@@ -129,6 +129,26 @@ def test_runs_on_different_mixes_are_paired(lab):
     assert not np.array_equal(first["head"], other["head"])
 
 
+def test_a_seed_of_a_run_is_of_first_weights_and_of_the_order_of_rows(store, monkeypatch):
+    seen = {}
+
+    def keep(trainer, name, batches, **_):
+        seen.setdefault(trainer.options.seed, []).append(_rows_by_domain(batches))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mixc.solve.trainer.Trainer.train", keep)
+    lab = Lab(store, OPTIONS, seed=1)
+    for seed in (1, 2):
+        for mix in ([0.2, 0.3, 0.5], [0.6, 0.3, 0.1]):
+            with pytest.raises(KeyboardInterrupt):
+                lab.run_mix(np.array(mix), seed=seed)
+    for domain in range(3):
+        (a, b), (c, d) = ([run[domain] for run in seen[seed]] for seed in (1, 2))
+        shared = min(len(a), len(b))
+        assert np.array_equal(a[:shared], b[:shared]) and np.array_equal(c[:shared], d[:shared])
+        assert not np.array_equal(a[:shared], c[:shared])
+
+
 def _rows_by_domain(batches):
     seen = [batches(step) for step in range(OPTIONS.steps)]
     return [np.concatenate([one.tokens[one.domain == k] for one in seen]) for k in range(3)]

@@ -250,6 +250,14 @@ def _provenance(mixture: Mixture, row: int, store: Store | None) -> dict[str, An
             help="name the store with --store",
         )
     group, local = divmod(row, mixture.manifest["block_rows"])
-    (table,) = found.tables([group])
-    entry: dict[str, Any] = table.slice(local, 1).to_pylist()[0]
+    try:
+        (table,) = found.tables([group])
+        entry: dict[str, Any] = table.slice(local, 1).to_pylist()[0]
+    except (OSError, ValueError, LookupError) as error:
+        raise MixcError(
+            "MX040",
+            f"the provenance is damaged: {error}",
+            place=Place(str(mixture.root)),
+            help="run `mixc verify` on the mixture",
+        ) from error
     return entry

@@ -43,7 +43,8 @@ def memory_bytes(plan: BuildPlan, store: Store, *, workers: int, twice: bool = F
     streams = streams + decks * laid * (_ROW_OF_DECK + _ROW_OF_EPOCH)
     passing = np.where(used, np.maximum(documents * _OPENED, decks * _SORTED), 0)
     passing = np.sort(passing)[-min(workers, AT_ONCE) :]
-    labels = plan.rows * (_LABEL + label_dtype(len(domains)).itemsize)
+    written = label_dtype(len(domains)).itemsize  # a copy of labels, if it is another type
+    labels = plan.rows * (_LABEL + written * (written != _LABEL))
     if len(plan.schedule.stages) > 1:
         labels += plan.rows * _LABEL  # while stages are joined
     rows = min(plan.block_rows, plan.rows)

@@ -246,6 +246,8 @@ class Written:
         self, numbers: Iterable[int] | None
     ) -> Iterator[tuple[pq.ParquetFile, Sequence[int]]]:
         """The files, one open at a time, and which row groups of each."""
+        if self.part_blocks < 1:
+            raise ValueError("the manifest says that parts hold no blocks")
         asked = None if numbers is None else [divmod(one, self.part_blocks) for one in numbers]
         for number, path in enumerate(self.paths):
             mine = None if asked is None else [group for part, group in asked if part == number]

@@ -151,7 +151,21 @@ def test_damage_to_a_part_is_found(tmp_path, how):
 
         reseal(root / "mixture.json", SCHEMA, change)
     assert all("MX040" in one for one in problems(root))
+    if how in ("missing", "merged"):
+        with pytest.raises(MixcError) as raised:
+            inspect(root, row=118 if how == "merged" else 40)
+        assert raised.value.code == "MX040"
     assert first.exists()
+
+
+@pytest.mark.parametrize("blocks", [0, -1])
+def test_parts_of_no_blocks_are_damage(tmp_path, blocks):
+    root = build(tmp_path, parts=36).root
+    change = {"part_blocks": blocks}
+    reseal(root / "mixture.json", SCHEMA, lambda data: data["provenance"].update(change))
+    assert all("MX040" in one for one in problems(root))
+    with pytest.raises(MixcError, match="parts hold no blocks"):
+        inspect(root, row=40)
 
 
 def test_a_mixture_in_parts_is_taken_over(tmp_path, gathered):

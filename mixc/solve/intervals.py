@@ -21,7 +21,8 @@ def block_bootstrap(
 
     Circular block bootstrap (Politis and Romano, 1992) with blocks of about sqrt(T) steps, since
     neighbouring steps are alike. It sees the noise of batches, not of initialisation or data
-    order: one run cannot, so read it as a lower bound on the doubt.
+    order: one run cannot, so read it as a lower bound on the doubt. It is for what hovers around a
+    level: weights that add up noise without being called back are `block_jackknife`'s.
     """
     steps = len(trajectory)
     length = max(1, round(steps**0.5))

@@ -3,12 +3,13 @@
     python tools/planted.py OUT
     python tools/planted.py OUT --methods doremi regression --steps 40
 
-Four domains of Markov chains, each over words of its own, so that none helps another: `easy` has
-two next words a word, `large` and `small` have six, and `noise` has all of its words at any time,
-which is soon learnt. `large` and `small` differ in size and in their tables alone: the best mix has
-as much of one as of the other. The rest of it is found by trying: a grid of such mixes, then steps
-from neighbour to neighbour, each mix a real training. Best is the lowest mean of bits per byte over
-the four holdouts. Mixes are then compared by models of other seeds than the search's.
+Four domains of Markov chains, each over words of its own, so that none helps another. In `easy` and
+`noise` there is little to learn: eight words, each followed by one, or by any. `large` and `small`
+have 64 words, each followed by three, and take most of what a small model is trained on. They
+differ in size and in their tables alone: the best mix has as much of one as of the other. The rest
+of it is found by trying: a grid of such mixes, then steps from neighbour to neighbour, each mix a
+real training. Best is the lowest mean of bits per byte over the four holdouts. Mixes are then
+compared by models of other seeds than the search's.
 
 Prints a table in markdown, and writes OUT/planted.json. Runs are kept in OUT, and not made again.
 """
@@ -38,7 +39,7 @@ from mixc.tokenize.stage import tokenize
 
 Real = NDArray[np.float64]
 
-WORDS, DOCUMENT = 8, 64  # words of a domain's own, and of a document
+DOCUMENT = 64  # words
 GRID, STEPS = 6, (1 / 12, 1 / 24)  # parts of the grid's edge, and the steps from its best
 NEAR = 0.05  # total variation within which an answer is the best mix
 SEARCHED, COMPARED = (0, 1), (101, 102, 103)  # seeds of models
@@ -46,17 +47,18 @@ SEARCHED, COMPARED = (0, 1), (101, 102, 103)  # seeds of models
 
 @dataclass(frozen=True)
 class Chain:
-    """A domain: how many next words a word has, all alike likely, and how many documents."""
+    """A domain: its words, how many of them may follow each, all alike likely, its documents."""
 
+    words: int
     successors: int
     documents: int
 
 
 CHAINS = {
-    "easy": Chain(1, 300),
-    "large": Chain(3, 900),
-    "noise": Chain(WORDS, 900),
-    "small": Chain(3, 225),
+    "easy": Chain(8, 1, 300),
+    "large": Chain(64, 3, 900),
+    "noise": Chain(8, 8, 900),
+    "small": Chain(64, 3, 225),
 }
 
 
@@ -65,12 +67,12 @@ def documents(name: str, seed: int) -> list[str]:
     chain, stream = CHAINS[name], Stream(seed, "planted", name)
     follows = np.stack(
         [
-            Stream(seed, "follows", name, word).permutation(WORDS)[: chain.successors]
-            for word in range(WORDS)
+            Stream(seed, "follows", name, word).permutation(chain.words)[: chain.successors]
+            for word in range(chain.words)
         ]
     )
     lots = stream.uniforms(chain.documents * DOCUMENT).reshape(DOCUMENT, chain.documents)
-    words = [(lots[0] * WORDS).astype(np.int64)]
+    words = [(lots[0] * chain.words).astype(np.int64)]
     for lot in lots[1:]:
         words.append(follows[words[-1], (lot * chain.successors).astype(np.int64)])
     return [" ".join(f"{name}{one}" for one in row) for row in np.stack(words, axis=1).tolist()]
@@ -83,7 +85,7 @@ def write_recipe(out: Path, steps: int) -> Path:
         lines = (json.dumps({"text": text}) + "\n" for text in documents(name, seed=1))
         (out / "corpus" / f"{name}.jsonl").write_text("".join(lines))
     ends = "<|endoftext|>"
-    words = [ends, *(f"{name}{word}" for name in CHAINS for word in range(WORDS))]
+    words = [ends, *(f"{name}{word}" for name, one in CHAINS.items() for word in range(one.words))]
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     tokenizer = {
         "version": "1.0",

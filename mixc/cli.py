@@ -257,8 +257,14 @@ def inspect(path: Path, as_json: bool, **options: Any) -> None:
 @click.option(
     "--seeds", type=click.IntRange(1), default=3, show_default=True, help="Models for each mix."
 )
+@running_options
 def compare(
-    recipe: Path, overrides: tuple[str, ...], as_json: bool, mixes: tuple[str, ...], seeds: int
+    recipe: Path,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    mixes: tuple[str, ...],
+    seeds: int,
+    **running: Any,
 ) -> None:
     """Rank mixes by small models, trained at equal compute.
 
@@ -270,7 +276,8 @@ def compare(
     from mixc.compare import compare_mixes
     from mixc.report import tables
 
-    _give(compare_mixes(_load(recipe, overrides), mixes, seeds=seeds), as_json, tables.league)
+    given, how = _load(recipe, overrides), how_to_train(**running)
+    _give(compare_mixes(given, mixes, seeds=seeds, running=how), as_json, tables.league)
 
 
 @cli.command()

@@ -14,22 +14,26 @@ from mixc.errors import MixcError, did_you_mean
 from mixc.pipeline import current_store, schedule_of, weights_of
 from mixc.recipe import Recipe, load
 from mixc.registry import METHODS
-from mixc.solve import stage
+from mixc.solve import answers, stage
 from mixc.solve.check import compare, league
 from mixc.solve.problem import Solution
 from mixc.solve.runs import MixRun
+from mixc.solve.trainer import QUIETLY, Running
 from mixc.solve.weights import FILE, open_weights
 from mixc.store import commit
 from mixc.store.store import Store
 
 
-def compare_mixes(recipe: Recipe, names: Sequence[str], *, seeds: int) -> dict[str, Any]:
+def compare_mixes(
+    recipe: Recipe, names: Sequence[str], *, seeds: int, running: Running = QUIETLY
+) -> dict[str, Any]:
     """Train the recipe's small model on every mix with every seed, and rank the mixes.
 
     A mix is `solved`, a .json file of weights, or a method, with its options of the recipe; one
     that trains is run first, and what that took stands beside the mix as `solve_flops`, None for
-    a file, which does not say. Weights that are a schedule are trained on as they change. Runs are
-    kept in the workdir: another comparison makes only those that are new. Raises MX008 for a name
+    a file, which does not say. Weights that are a schedule are trained on as they change. Runs and
+    methods' answers are kept in the workdir: another comparison makes only those that are new, and
+    one that was killed goes on. Raises MX008 for a name
     that is none of these, MX009 where the recipe does not say what to train, MX045 for a stale
     store or stale weights, MX051 where nothing is held out to score mixes by.
     """
@@ -39,10 +43,11 @@ def compare_mixes(recipe: Recipe, names: Sequence[str], *, seeds: int) -> dict[s
     final = recipe.workdir_path / FILE
     with commit.reading(store.root), commit.locked(final) as staging:
         folder = staging / "compare"
-        problem = stage.make_problem(recipe, store, folder)
+        problem = stage.make_problem(recipe, store, folder, running=running)
         problem.lab.need_holdout("mixes")
         mixes = {
-            name: _solution(recipe, store, name, folder / name) for name in dict.fromkeys(names)
+            name: _solution(recipe, store, name, folder / name, running)
+            for name in dict.fromkeys(names)
         }
         chosen = range(recipe.seed, recipe.seed + seeds)
 
@@ -58,13 +63,10 @@ def compare_mixes(recipe: Recipe, names: Sequence[str], *, seeds: int) -> dict[s
     return found
 
 
-def _solution(recipe: Recipe, store: Store, name: str, folder: Path) -> Solution:
+def _solution(recipe: Recipe, store: Store, name: str, folder: Path, running: Running) -> Solution:
     """A mix: its weights, its schedule if it has one, and the FLOPs that it takes to find them."""
     if name in METHODS:
-        variant = load(recipe.file, (*recipe.overrides, f"solve.method={name}"))
-        assert variant.solve is not None
-        problem = stage.make_problem(variant, store, folder)
-        return stage.run_method(name, problem, variant.solve.options)
+        return _answer(recipe, store, name, folder, running)
     if name != "solved" and not name.endswith(".json"):
         known = ["solved", *METHODS]
         raise MixcError("MX008", f"unknown mix {name!r:.80}", help=did_you_mean(name, known))
@@ -82,3 +84,18 @@ def _solution(recipe: Recipe, store: Store, name: str, folder: Path) -> Solution
     if name == "solved":
         flops = open_weights(recipe.workdir_path / FILE).manifest["cost"]["flops"]
     return replace(Solution.exact(ordered(found)), schedule=schedule, flops=flops)
+
+
+def _answer(recipe: Recipe, store: Store, name: str, folder: Path, running: Running) -> Solution:
+    """A method's answer: one that was kept, or else found now, and kept if models were trained."""
+    variant = load(recipe.file, (*recipe.overrides, f"solve.method={name}"))
+    assert variant.solve is not None
+    key = stage.weights_key(variant, store)
+    path = recipe.workdir_path / stage.KEPT / "answers" / f"{key}.json"
+    if METHODS[name].trains and (known := answers.load(path)) is not None:
+        return known
+    problem = stage.make_problem(variant, store, folder, running=running)
+    found = stage.run_method(name, problem, variant.solve.options)
+    if METHODS[name].trains:
+        answers.save(path, found)
+    return found

@@ -17,7 +17,8 @@ class Entry:
 
     `suffixes` are the file names that a reader takes by default. `source` is a method's paper,
     `forward_passes` its cost: forward passes of the small model for each token of a run, of which
-    a method that has a `run_count` makes several; `reads_mixture` says that its weights depend on
+    a method that has a `run_count` makes several, beside what one that has `scored_tokens` scores;
+    `reads_mixture` says that its weights depend on
     the mixture's tokens and cap on epochs.
     """
 
@@ -82,7 +83,7 @@ METHODS: dict[str, Entry] = {
         "mixc.methods.doremi",
         "group DRO on the excess loss of a proxy over a reference",
         source="arXiv:2305.10429",
-        forward_passes=7.0,  # 3 to train the reference, 3 the proxy, 1 to score with the reference
+        forward_passes=6.0,  # 3 to train the reference, 3 the proxy
     ),
     "doge": Entry(
         "mixc.methods.doge",
@@ -100,13 +101,13 @@ METHODS: dict[str, Entry] = {
         "mixc.methods.ir_dro",
         "documents weighted by their loss, and domains by their documents",
         source="arXiv:2402.14270",
-        forward_passes=4.0,  # 3 to train; documents scored, once each, are taken for a run's tokens
+        forward_passes=3.0,
     ),
     "tracin_we": Entry(
         "mixc.methods.tracin_we",
         "influence on the target through word embeddings",
         source="arXiv:2202.11844",
-        forward_passes=3.5,  # 3 to train, and what is measured, by default 20 batches
+        forward_passes=3.0,
     ),
     "mixing_law": Entry(
         "mixc.methods.mixing_law",

@@ -9,6 +9,7 @@ from mixc import pipeline
 from mixc.compare import compare_mixes
 from mixc.errors import MixcError
 from mixc.recipe import load
+from mixc.solve.trainer import Running
 from mixc.tokenize.stage import tokenize
 
 PROXY = {"preset": "nano", "steps": 3, "batch_tokens": 256, "seq_len": 32, "device": "cpu"}
@@ -40,9 +41,30 @@ def test_mixes_methods_and_files_meet_in_one_league(path):
     assert all(set(entry["bits_per_byte"]) == set(CORPUS) for entry in mixes.values())
     kept = sorted((recipe.workdir_path / "solve/runs").iterdir())
     assert len(kept) == 6
-    again = compare_mixes(recipe, ["natural", "mine.json"], seeds=2)
-    assert again["mixes"]["mine.json"]["bits_per_byte"] == mixes["mine.json"]["bits_per_byte"]
+    heard = []
+    again = compare_mixes(
+        recipe,
+        ["natural", "mine.json", "doremi"],
+        seeds=2,
+        running=Running(listeners=(heard.append,)),
+    )
+    assert again == found and heard == []  # no model is trained again
     assert sorted((recipe.workdir_path / "solve/runs").iterdir()) == kept
+
+
+def test_answers_depend_on_their_options_and_a_damaged_one_is_found_again(path, capsys):
+    def steps(*overrides):
+        heard = []
+        running = Running(listeners=(lambda event: heard.append(event.run),))
+        compare_mixes(load(path, overrides), ["doge"], seeds=1, running=running)
+        return heard
+
+    assert steps().count("doge") == 3 and steps() == []
+    assert steps("solve.doge.mu=0.5").count("doge") == 3
+    for kept in (load(path).workdir_path / "solve/answers").iterdir():
+        kept.write_bytes(b"{}")
+    assert steps().count("doge") == 3
+    assert "is not used" in capsys.readouterr().err
 
 
 def test_solved_weights_take_part_once_they_are_there(path):

@@ -46,7 +46,7 @@ from pydantic import Field
 from mixc.errors import MixcError
 from mixc.recipe import Strict
 from mixc.rng import Stream
-from mixc.solve.intervals import block_bootstrap
+from mixc.solve.intervals import block_jackknife
 from mixc.solve.mirror import raised
 from mixc.solve.problem import Problem, Solution, Weights
 from mixc.solve.roles import Roles, roles
@@ -100,9 +100,9 @@ class Options(Strict):
 def solve(problem: Problem, options: Options) -> Solution:
     """Train one model with the weighted gradient, and average alpha over the steps.
 
-    The interval of each weight is a block bootstrap over the steps of this one run. Errors: MX050
-    when the model diverges, MX007 when a batch is too small for `official`, MX008 and MX009 as in
-    `roles`.
+    The interval of each weight is a jackknife over blocks of this one run's products: alpha adds
+    them up. Errors: MX050 when the model diverges, MX007 when a batch is too small for `official`,
+    MX008 and MX009 as in `roles`.
     """
     from mixc.proxy.train import peak_rate, rate_at
 
@@ -116,12 +116,16 @@ def solve(problem: Problem, options: Options) -> Solution:
     batches = lab.batches(np.full(count, 1 / count))
     backward = aligned(options, slots, weigh)
     trained = lab.train("doge", batches, backward=backward, records=records)
-    mean = records["alpha"].mean(axis=0)
-    low, high = block_bootstrap(records["alpha"], seed=problem.seed)
+    rates = np.array([rate(step) for step in range(train_options.steps)])
+    sizes = rates / damping(options, peak_rate(train_options), int(who.target.sum()))
+    moving = (records["present"] > 0) & who.trained
+    low, high = block_jackknife(
+        records["alignment"], lambda found: replay(found, sizes, moving, who).mean(axis=0)
+    )
     return Solution(
-        weights=mean,
-        low=np.minimum(low, mean),
-        high=np.maximum(high, mean),
+        weights=records["alpha"].mean(axis=0),
+        low=low,
+        high=high,
         trajectory={**records, "loss": trained.losses},
         bits_per_byte={"doge": lab.bits_per_byte(trained.model)},
         tokens=trained.tokens,
@@ -240,6 +244,20 @@ def mirror_descent(
         return np.concatenate([alpha, np.zeros(len(gram.tokens) - count)])
 
     return weigh
+
+
+def replay(
+    alignment: Gram, sizes: Weights, moving: NDArray[np.bool_], who: Roles
+) -> NDArray[np.float64]:
+    """Alpha [T, K] as a run's alignments [T, K] lead to it, in steps of sizes [T].
+
+    `moving` [T, K] says which domains a step moved.
+    """
+    alpha, path = who.trained / who.trained.sum(), []
+    for score, size, some in zip(alignment, sizes, moving, strict=True):
+        alpha = raised(alpha, size * score, some)
+        path.append(alpha)
+    return np.stack(path)
 
 
 def damping(options: Options, peak: float, targets: int) -> float:

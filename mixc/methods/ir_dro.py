@@ -89,6 +89,11 @@ def solve(problem: Problem, options: Options) -> Solution:
     )
 
 
+def scored_tokens(problem: Problem, options: Options) -> int:
+    """Tokens that are scored beside the training, about."""
+    return documents.about_tokens(problem.lab.store, options.most_documents)
+
+
 def losses_of(lab: Lab, model: Model, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
     """The loss on each of the store's tokens but the first of each row, float32[B, L - 1]."""
     from mixc.proxy.evaluate import row_losses

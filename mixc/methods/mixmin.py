@@ -90,6 +90,7 @@ def solve(problem: Problem, options: Options) -> Solution:
             "the target of mixmin holds no token out",
             help="raise holdout.fraction, or name other domains under solve.mixmin.target",
         )
+    target.sort(key=lambda k: -problem.lab.held_bytes[k])  # blocks, however domains are numbered
     held = []
     tokens, flops = 0, 0.0
     for number in sources:

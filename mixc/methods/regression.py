@@ -132,7 +132,7 @@ def solve(problem: Problem, options: Options) -> Solution:
     """
     space = _space(problem, options)
     if options.ratios is None:
-        _objective(options.metric, problem.domains)  # before anything is trained
+        _refuse_early(problem, options)
     if options.variant == "schedule":
         return _schedule(problem, options, space)
     swarm = (
@@ -154,6 +154,24 @@ def solve(problem: Problem, options: Options) -> Solution:
         flops=swarm.flops,
         environment={} if options.ratios is not None else problem.lab.environment(),
     )
+
+
+def _refuse_early(problem: Problem, options: Options) -> None:
+    """Raise, before anything is trained, what would make runs useless: MX007, MX051."""
+    live = np.flatnonzero(problem.tokens)
+    if len(live) < 2:
+        message = f"there is nothing to mix: '{problem.domains[live[0]]}' is the only domain"
+        hint = "name two domains at least, or set solve.method to natural"
+        raise MixcError("MX051", message, help=hint)
+    _objective(options.metric, problem.domains)
+    if options.variant == "schedule":  # its losses are of training, not of the holdout
+        return
+    problem.lab.need_holdout("mixes")
+    asked = [options.metric] if isinstance(options.metric, str) else list(options.metric)
+    for name, size in zip(problem.domains, problem.lab.held_bytes, strict=True):
+        if name in asked and not size:
+            message = f"solve.regression.metric names '{name}', which holds nothing out"
+            raise MixcError("MX051", message, help="raise holdout.fraction")
 
 
 def _space(problem: Problem, options: Options) -> SwarmSpace:
@@ -186,7 +204,6 @@ def _plan(problem: Problem, options: Options, space: SwarmSpace, minimum: float 
 
 def _train(problem: Problem, options: Options, space: SwarmSpace) -> Swarm:
     """Bits per byte of each mix, the mean over seeds. Finished runs are taken from the disk."""
-    problem.lab.need_holdout("mixes")
     parts = _plan(problem, options, space)
     seeds = range(problem.seed, problem.seed + options.seeds)
 

@@ -123,7 +123,7 @@ def solve(problem: Problem, options: Options) -> Solution:
     rates = np.array([rate_at(step, train_options) for step in steps.tolist()])
     even = np.full(count, 1 / count)
     measured = Measured(lab.batches(even), train_options.steps, who, options)
-    seen = options.batches * lab.batch_rows * train_options.seq_len
+    seen = 0
     if options.weights == "domains":
         shape = (len(steps), options.batches, len(options.layers), count)
         records = {"influence": np.zeros(shape)}
@@ -132,7 +132,7 @@ def solve(problem: Problem, options: Options) -> Solution:
         chosen = documents.choose(lab, options.most_documents).only(who.trained)
         records = {"influence": np.zeros((len(steps), len(options.layers), len(chosen.ids)))}
         backward = measuring(steps, records, measured.documents(lab, chosen))
-        seen += int(chosen.lengths.sum())
+        seen = int(chosen.lengths.sum())
     trained = lab.train("tracin_we", lab.batches(even), backward=backward, records=records)
     if options.variant == "official":
         rates = np.ones(len(steps))
@@ -144,9 +144,26 @@ def solve(problem: Problem, options: Options) -> Solution:
         solution,
         bits_per_byte={"tracin_we": lab.bits_per_byte(trained.model)},
         tokens=trained.tokens,
-        flops=trained.flops + 3 * lab.forward_flops(seen * len(steps) * len(options.layers)),
+        flops=trained.flops + lab.forward_flops(_passes(problem, options, seen)),
         environment=lab.environment(),
     )
+
+
+def scored_tokens(problem: Problem, options: Options) -> int:
+    """Forward passes beside the training, in tokens, about."""
+    some = options.weights == "documents"
+    chosen = documents.about_tokens(problem.lab.store, options.most_documents) if some else 0
+    return _passes(problem, options, chosen)
+
+
+def _passes(problem: Problem, options: Options, chosen: int) -> int:
+    """Forward passes of all measurements, in tokens: of batches, and of documents of so many.
+
+    Each measurement is a forward and a backward pass.
+    """
+    lab = problem.lab
+    seen = options.batches * lab.batch_rows * (lab.options.seq_len - 1) + chosen
+    return 3 * seen * min(options.checkpoints, lab.options.steps) * len(options.layers)
 
 
 def checkpoint_steps(steps: int, checkpoints: int) -> Index:

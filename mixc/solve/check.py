@@ -1,9 +1,10 @@
 """The check: is a solved mix better than the simple ones, on this data, at equal compute?
 
-Every mix trains the same models: equal seeds, and so equal initialisation, equal tokens, and the
-rows of each domain in the same order, which is that of the recipe's seed whatever the model's.
-Between seeds losses differ by far more than between mixes of one seed; so mixes are compared seed
-by seed, and an interval is one of paired differences.
+Every mix trains the same models: equal seeds, and so equal initialisation and the rows of each
+domain in the same order, and equal tokens. Another seed is another initialisation and another
+order, so that an interval over seeds is about both. Between seeds losses differ by far more than
+between mixes of one seed; so mixes are compared seed by seed, and an interval is one of paired
+differences.
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ class Lab:
         self.target_tokens, self.running = target_tokens, running
         self.staging, self.folder, self.key = staging, folder, key
         self.domains = tuple(store.domains)
+        self._others: dict[int, Lab] = {}
 
     @property
     def batch_rows(self) -> int:
@@ -130,11 +131,13 @@ class Lab:
     ) -> MixRun:
         """Train a model on a mix and score it, or take what an earlier run came to.
 
-        The mix is fixed, or follows a schedule. `seed` is that of the model's first weights; rows
-        are the lab's, in deck order, so that runs on different mixes are paired. `label` is what
-        people see of it.
+        The mix is fixed, or follows a schedule. `seed`, by default the lab's, is that of the
+        model's first weights and of the order of each domain's rows: runs of one seed on different
+        mixes are paired, and several seeds show what either does. `label` is what people see of it.
         """
-        options = self.train_options() if seed is None else self.train_options(seed=seed)
+        if seed is not None and seed != self.seed:
+            return self._seeded(seed).run_mix(weights, schedule=schedule, label=label)
+        options = self.train_options()
         key = key_of(
             {
                 "algorithm": _RUN_ALGORITHM,
@@ -154,13 +157,28 @@ class Lab:
             return known
         name = f"mix-{key[:16]}"
         batches = self.batches(weights) if schedule is None else self._staged_batches(schedule)
-        trained = self.trainer.train(name, batches, seed=seed, label=label)
+        trained = self.trainer.train(name, batches, label=label)
         bits = self.bits_per_byte(trained.model)
         run = MixRun(bits, trained.losses, trained.tokens, trained.flops)
         if path is not None:
             runs.save(path, run)
             self.trainer.forget(name)
         return run
+
+    def _seeded(self, seed: int) -> Lab:
+        """The lab as it is under another seed."""
+        if seed not in self._others:
+            self._others[seed] = Lab(
+                self.store,
+                self.options,
+                seed=seed,
+                staging=self.staging,
+                folder=self.folder,
+                key=self.key,
+                target_tokens=self.target_tokens,
+                running=self.running,
+            )
+        return self._others[seed]
 
     def batches(self, weights: Weights) -> Sampler:
         """Batches in which every prefix of rows honours `weights` (Tijdeman), from the decks."""
@@ -282,6 +300,19 @@ class Lab:
             "environment": self.environment(),
         }
         return cached_losses(model, batches, folder, key, name=name, precision=precision)
+
+    def scored_share(self, weights: Weights) -> float:
+        """The part of a run's rows, at fixed weights, that `reference_losses` scores.
+
+        Of rows that models see again and again each is scored once, where losses can be kept.
+        """
+        from mixc.proxy import ranks
+
+        if self.kept_rows is None or self.folder is None or ranks.count() > 1:
+            return 1.0
+        rows = self.batch_rows * self.options.steps
+        counts = row_counts(weights, rows, np.full(len(weights), rows)).rows
+        return float(np.minimum(counts, self.kept_rows).sum() / rows)
 
     @property
     def run_flops(self) -> float:

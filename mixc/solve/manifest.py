@@ -46,6 +46,7 @@ def manifest(
     trains = METHODS[solve.method].trains
     options = solve.options.model_dump(mode="json")
     names, kept = problem.domains, problem.lab.kept_rows if trains else None
+    simple = _simple_answer(recipe, found)
     return {
         "schema": SCHEMA,
         "key": key,
@@ -54,10 +55,10 @@ def manifest(
         "options": options,
         "proxy": solve.proxy.model_dump(mode="json"),
         "kept_rows": None if kept is None else dict(zip(names, kept.tolist(), strict=True)),
-        **_answer(recipe, found),
+        **_answer(solve.method, found, simple),
         "baselines": {name: _by_domain(names, weights) for name, weights in found.simple.items()},
         "check": _check(found.checked),
-        "doubts": _doubts(found) if trains else [],
+        "doubts": _doubts(found, simple) if trains else [],
         "bits_per_byte": {
             model: _by_domain(names, bits) for model, bits in found.answer.bits_per_byte.items()
         },
@@ -75,21 +76,27 @@ def manifest(
     }
 
 
-def _answer(recipe: Recipe, found: Found) -> dict[str, Any]:
-    """The weights to build with: the method's, or on a tie, if asked for, a simple mix's."""
-    names, answer, checked = found.problem.domains, found.answer, found.checked
+def _simple_answer(recipe: Recipe, found: Found) -> str | None:
+    """The simple mix that is taken in place of the method's answer: on a tie, if asked for."""
     assert recipe.solve is not None
-    options = recipe.solve.check
+    options, checked = recipe.solve.check, found.checked
     if checked and checked.verdict.as_good and options and options.on_tie == "simple":
-        chosen = checked.verdict.as_good[0]
-        weights = found.simple[chosen]
+        return checked.verdict.as_good[0]
+    return None
+
+
+def _answer(method: str, found: Found, simple: str | None) -> dict[str, Any]:
+    """The weights to build with: the method's, or those of a simple mix."""
+    names, answer = found.problem.domains, found.answer
+    if simple is not None:
+        weights = found.simple[simple]
         return {
-            "answer": chosen,
+            "answer": simple,
             "domains": _domains(names, weights, weights, weights),
             "not_taken": _domains(names, answer.weights, answer.low, answer.high),
         }
     return {
-        "answer": recipe.solve.method,
+        "answer": method,
         "domains": _domains(names, answer.weights, answer.low, answer.high),
         **_schedule(names, answer),
     }
@@ -106,13 +113,16 @@ def _check(checked: Checked | None) -> dict[str, Any] | None:
     return {**league(checked.comparison), "verdict": asdict(checked.verdict)}
 
 
-def _doubts(found: Found) -> list[str]:
-    problem, answer = found.problem, found.answer
+def _doubts(found: Found, simple: str | None) -> list[str]:
+    """Of the weights to build with: those of a simple mix follow from the counts alone."""
+    problem, answer, solutions = found.problem, found.answer, found.solutions
+    if simple is not None:
+        answer = Solution.exact(found.simple[simple])
+        solutions = (answer,)
     epochs = None
     if problem.target_tokens:
         epochs = answer.weights * problem.target_tokens / np.maximum(problem.tokens, 1)
-    several = len(found.solutions) > 1
-    alpha, low, high = found.solutions[0].trajectory.get("alpha"), answer.low, answer.high
+    alpha, low, high = solutions[0].trajectory.get("alpha"), answer.low, answer.high
     if answer.schedule is not None:  # it is meant to change: its range is no noise
         alpha, low, high = None, answer.weights, answer.weights
     elif alpha is not None:
@@ -124,7 +134,7 @@ def _doubts(found: Found) -> list[str]:
         high,
         problem.tokens / problem.tokens.sum(),
         trajectory=alpha,
-        seeds=np.stack([one.weights for one in found.solutions]) if several else None,
+        seeds=np.stack([one.weights for one in solutions]) if len(solutions) > 1 else None,
         epochs=epochs,
         max_epochs=problem.max_epochs,
     )

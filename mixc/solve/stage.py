@@ -38,7 +38,7 @@ from mixc.store import commit
 from mixc.store.hashes import FileRecord, check_file, hash_file, key_of, seal
 from mixc.store.store import Store
 
-ALGORITHM = 2  # a change of what methods find, from the same store and options, raises it
+ALGORITHM = 3  # a change of what methods find, from the same store and options, raises it
 KEPT = "solve"  # in the workdir: what may serve later solves
 _CPU_SHARE = 0.4  # of a large product's speed, what training a small model reaches on a CPU
 BASELINES = ("natural", "uniform", "unimax")
@@ -174,6 +174,8 @@ def estimate(recipe: Recipe, store: Store) -> dict[str, Any]:
     forward = flops_per_token(PRESETS[proxy.preset], problem.lab.vocab_size, proxy.seq_len - 1)
     passes = method.forward_passes
     flops = passes * forward * tokens
+    if (scored := getattr(method.load(), "scored_tokens", None)) is not None:
+        flops += recipe.solve.seeds * forward * scored(problem, recipe.solve.options)
     return {
         "method": recipe.solve.method,
         "proxy_tokens": tokens if passes else 0,

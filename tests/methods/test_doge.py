@@ -19,6 +19,7 @@ from mixc.methods.doge import (
     mirror_descent,
     new_records,
     official_alignment,
+    replay,
     roles_of,
 )
 from mixc.proxy.model import Model
@@ -273,6 +274,18 @@ def test_t3_noise_gets_the_least(planted):
     assert planted["alpha"][-1].argmin() == 3
     late = planted["alignment"][-20:].mean(axis=0)
     assert late[3] < late[1:3].min()
+
+
+@pytest.mark.parametrize("variant", ["paper", "official"])
+def test_a_replay_of_what_a_run_recorded_is_its_trajectory(variant):
+    options, sources = Options(variant=variant, target=("d2",)), (EASY, LOOSE, NOISE)
+    records, _ = trained(sources, options, steps=8)
+    who, settings = roles_of(("d0", "d1", "d2"), options), replace(TRAIN, steps=8)
+    rates = np.array([rate_at(step, settings) for step in range(8)])
+    sizes = rates / damping(options, peak_rate(settings), 1)
+    path = replay(records["alignment"], sizes, (records["present"] > 0) & who.trained, who)
+    assert path == pytest.approx(records["alpha"], abs=1e-12)
+    assert np.ptp(path[:, 0]) > 1e-4
 
 
 def test_t3_a_biased_diagonal_lifts_every_domain_by_its_gradients_noise(planted):

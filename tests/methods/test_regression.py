@@ -61,6 +61,7 @@ class Lab:
 
     def __init__(self, noise, function=law):
         self.noise, self.function, self.asked = noise, function, []
+        self.held_bytes = 1.0 * ~np.isnan(function(NATURAL))
 
     def need_holdout(self, what):
         pass
@@ -153,12 +154,22 @@ def test_a_metric_that_is_not_there():
     assert not given.lab.asked  # it is said before the swarm is trained
 
 
+def test_one_domain_alone_is_refused_before_the_swarm_is_trained():
+    given = Problem(NAMES, np.array([0, 9, 0, 0, 0]), 0, Lab(0.0))
+    with pytest.raises(MixcError, match="'b' is the only domain") as raised:
+        solve(given, Options())
+    assert raised.value.code == "MX051"
+    assert not given.lab.asked
+
+
 def test_domains_that_hold_nothing_out_are_not_scored():
     def partly(weights):
         return np.where(np.arange(K) == 1, np.nan, law(weights))
 
-    with pytest.raises(MixcError):
-        solve(problem(0.0, partly), Options(runs=9, metric="b"))
+    given = problem(0.0, partly)
+    with pytest.raises(MixcError, match="'b', which holds nothing out"):
+        solve(given, Options(runs=9, metric="b"))
+    assert not given.lab.asked
     assert solve(problem(0.0, partly), Options(runs=9)).weights.sum() == pytest.approx(1)
 
 

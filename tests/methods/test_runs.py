@@ -13,7 +13,7 @@ from mixc.errors import MixcError
 from mixc.proxy import train as train_module
 from mixc.recipe import load
 from mixc.rows.weights import read_weights
-from mixc.solve.stage import make_problem, run_method
+from mixc.solve.stage import estimate, make_problem, run_method
 from mixc.tokenize.stage import tokenize
 from mixc.verify import verify
 
@@ -100,6 +100,21 @@ def test_the_answer_and_a_run_that_is_killed_comes_to_the_same(
         assert np.array_equal(found.trajectory[key], values, equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "error"),
+    [
+        ("ir_dro", {}, 1e-6),
+        ("ir_dro", {"most_documents": 9}, 0.1),
+        ("tracin_we", {"checkpoints": 2, "layers": ["middle", "all"]}, 1e-6),
+        ("tracin_we", {"checkpoints": 9, "weights": "documents"}, 1e-6),
+    ],
+)
+def test_what_is_scored_beside_the_training_is_foreseen(store, name, options, error):
+    path, opened = store
+    foreseen = estimate(recipe_of(path, name, options), opened)
+    assert foreseen["flops"] == pytest.approx(solved(path, opened, name, options).flops, rel=error)
+
+
 def check_answer(found, options):
     """Weights on the simplex, in their intervals; a target alone has none."""
     assert found.weights.sum() == pytest.approx(1, abs=1e-9)
@@ -121,6 +136,7 @@ def test_rounds_of_doremi_end_when_the_answer_stands(store):
     two = solved(path, opened, "doremi", {"rounds": 2, "tolerance": 1e-9})
     assert len(one.trajectory["alpha"]) == STEPS
     assert len(two.trajectory["alpha"]) == 2 * STEPS
+    assert two.trajectory["round"].tolist() == STEPS * [1] + STEPS * [2]
     assert (two.tokens, two.flops) == (2 * one.tokens, pytest.approx(2 * one.flops))
     assert np.array_equal(two.trajectory["alpha"][:STEPS], one.trajectory["alpha"])
     assert two.weights == pytest.approx(two.trajectory["alpha"][STEPS:].mean(axis=0))

@@ -60,6 +60,15 @@ def test_on_a_tie_the_simple_mix_may_be_the_answer(path, solved):
     assert found["not_taken"] == solved["domains"]
 
 
+def test_doubts_are_of_the_answer_that_is_taken(path):
+    loud = ["solve.doremi.eta=200", "solve.seeds=2"]  # its weights are on one domain, by chance
+    kept = pipeline.solve_weights(load(path, loud)).manifest
+    assert any("nearly all of the weight" in doubt for doubt in kept["doubts"])
+    taken = pipeline.solve_weights(load(path, [*loud, "solve.check.on_tie=simple"])).manifest
+    assert taken["answer"] in taken["baselines"]
+    assert taken["doubts"] == []
+
+
 def test_another_mixture_is_checked_anew_as_unimax_is_another(path, solved):
     store = pipeline.current_store(load(path))
     assert pipeline.solve_weights(load(path)).manifest == solved

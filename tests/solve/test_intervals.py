@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mixc.solve.intervals import block_bootstrap
+from mixc.solve.intervals import block_bootstrap, block_jackknife
 
 
 def coverage(series, truth):
@@ -80,3 +80,58 @@ def test_follows_from_the_seed():
     first, again, other = (block_bootstrap(values, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+# ---- weights that add up what steps measure ----
+
+DRIFT = 0.01 * np.array([1, 0, -1]) * np.exp(-np.arange(200) / 80)[:, None]
+
+
+def softmax_of_sums(signal):
+    """The trajectory of exponentiated gradient, [T, K]."""
+    raised = np.exp(np.cumsum(signal, axis=0))
+    return raised / raised.sum(axis=1, keepdims=True)
+
+
+def answer(signal):
+    return softmax_of_sums(signal).mean(axis=0)
+
+
+@pytest.mark.parametrize(("drift", "noise"), [(0.0, 0.03), (1.0, 0.03), (2.0, 0.01)])
+def test_a_jackknife_covers_weights_that_add_up_noise(drift, noise):
+    normals = np.random.default_rng(0).standard_normal((200, 200, 3))
+    signals = drift * DRIFT + noise * normals
+    spread = np.std([answer(signal) for signal in signals], axis=0)
+    truth = answer(drift * DRIFT)
+    low, high = np.array([block_jackknife(signal, answer) for signal in signals]).swapaxes(0, 1)
+    assert (((low <= truth) & (truth <= high)).mean(axis=0) > 0.86).all()
+    assert (high - low).mean(axis=0) == pytest.approx(2 * 2.36 * spread, rel=0.25)
+
+
+def test_a_bootstrap_of_sums_is_far_too_narrow():
+    normals = np.random.default_rng(0).standard_normal((60, 200, 3))
+    resampled = [block_bootstrap(softmax_of_sums(0.03 * one), seed=0) for one in normals]
+    low, high = np.array(resampled).swapaxes(0, 1)
+    assert ((low <= 1 / 3) & (high >= 1 / 3)).mean() < 0.3
+
+
+def test_a_jackknife_takes_a_trend_for_no_noise():
+    low, high = block_jackknife(np.linspace(0, 1, 400)[:, None] * [[0.01, 0.0]], answer)
+    assert (high / low < 1.02).all()
+
+
+def test_a_jackknife_without_noise_or_beside_zeros_has_no_width():
+    for steps in (1, 2, 3, 50):
+        low, high = block_jackknife(np.ones((steps, 2)), answer)
+        assert low == pytest.approx(high, abs=1e-12)
+    low, high = block_jackknife(
+        np.random.default_rng(0).standard_normal((50, 2)), lambda signal: np.array([1.0, 0.0])
+    )
+    assert low.tolist() == high.tolist() == [1.0, 0.0]
+
+
+def test_a_jackknife_goes_with_the_order_of_domains():
+    signal = np.random.default_rng(0).standard_normal((60, 3))
+    plain, turned = block_jackknife(signal, answer), block_jackknife(signal[:, [2, 0, 1]], answer)
+    for one, other in zip(plain, turned, strict=True):
+        assert other == pytest.approx(one[[2, 0, 1]], abs=1e-12)

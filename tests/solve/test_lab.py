@@ -129,6 +129,26 @@ def test_runs_on_different_mixes_are_paired(lab):
     assert not np.array_equal(first["head"], other["head"])
 
 
+def test_a_seed_of_a_run_is_of_first_weights_and_of_the_order_of_rows(store, monkeypatch):
+    seen = {}
+
+    def keep(trainer, name, batches, **_):
+        seen.setdefault(trainer.options.seed, []).append(_rows_by_domain(batches))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mixc.solve.trainer.Trainer.train", keep)
+    lab = Lab(store, OPTIONS, seed=1)
+    for seed in (1, 2):
+        for mix in ([0.2, 0.3, 0.5], [0.6, 0.3, 0.1]):
+            with pytest.raises(KeyboardInterrupt):
+                lab.run_mix(np.array(mix), seed=seed)
+    for domain in range(3):
+        (a, b), (c, d) = ([run[domain] for run in seen[seed]] for seed in (1, 2))
+        shared = min(len(a), len(b))
+        assert np.array_equal(a[:shared], b[:shared]) and np.array_equal(c[:shared], d[:shared])
+        assert not np.array_equal(a[:shared], c[:shared])
+
+
 def _rows_by_domain(batches):
     seen = [batches(step) for step in range(OPTIONS.steps)]
     return [np.concatenate([one.tokens[one.domain == k] for one in seen]) for k in range(3)]
@@ -198,3 +218,20 @@ def test_reference_losses_are_found_once(store, tmp_path, monkeypatch):
     assert all(np.array_equal(first(step), second(step)) for step in range(3))
     with pytest.raises(TypeError):
         late(1)
+
+
+def test_rows_that_come_again_are_scored_once(store, tmp_path):
+    folders = {"staging": tmp_path / "staging", "folder": tmp_path / "kept"}
+    lab = Lab(store, OPTIONS, seed=1, target_tokens=8 * OPTIONS.steps * 128, **folders)
+    for weights in (np.full(3, 1 / 3), np.array([0.8, 0.1, 0.1])):
+        batches = lab.batches(weights)
+        rows = [
+            (domain, row)
+            for step in range(OPTIONS.steps)
+            for domain, row in zip(batches.domains(step), batches.rows(step), strict=True)
+        ]
+        assert lab.scored_share(weights) == pytest.approx(len(set(rows)) / len(rows))
+    assert lab.scored_share(weights) < 1
+    assert Lab(store, OPTIONS, seed=1, **folders).scored_share(weights) == 1
+    nowhere = Lab(store, OPTIONS, seed=1, target_tokens=8 * OPTIONS.steps * 128)
+    assert nowhere.scored_share(weights) == 1

@@ -167,6 +167,10 @@ def test_kept_rows_are_told(tmp_path):
     weights = pipeline.solve_weights(load(path))
     kept = make_problem(load(path), store).lab.kept_rows.tolist()
     assert weights.manifest["kept_rows"] == dict(zip(store.domains, kept, strict=True))
+    # Each kept row is scored by the reference once, as the run's cost has it.
+    share = sum(min(count, rows) for count, rows in zip((22, 21, 21), kept, strict=True)) / 64
+    assert weights.manifest["cost"]["plain_runs"] == pytest.approx(2 + share / 3, abs=0.01)
+    assert share < 0.5
 
 
 # ---- outputs that are cut, damaged or left by others ----

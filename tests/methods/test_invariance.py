@@ -1,0 +1,79 @@
+"""What no method's answer depends on: how domains are numbered, and how many processes work."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import every_method
+import numpy as np
+import pytest
+
+from mixc.proxy.train import Batch
+from mixc.registry import METHODS
+from mixc.solve.stage import run_method
+
+TURNED = np.array([2, 0, 1])
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    return every_method.make_recipe(tmp_path_factory.mktemp("invariance"))
+
+
+@pytest.fixture(scope="module")
+def answers(recipe):
+    """Each method's answer, found once."""
+    found = {}
+
+    def answer(name):
+        if name not in found:
+            found[name] = run_method(name, *every_method.problem_for(recipe, name))
+        return found[name]
+
+    return answer
+
+
+def renumbered(problem):
+    """The problem with domain TURNED[k] as its domain k, and the same batches."""
+    lab, back = problem.lab, np.argsort(TURNED)
+
+    def relabelled(batches):
+        return lambda step: Batch(batches(step).tokens, back[batches(step).domain])
+
+    other = copy.copy(lab)
+    other.domains = tuple(lab.domains[k] for k in TURNED)
+    other.batches = lambda weights: relabelled(lab.batches(weights[back]))
+    other.scheduled_batches = lambda policy: relabelled(
+        lab.scheduled_batches(lambda step: policy(step)[back])
+    )
+    return replace(problem, domains=other.domains, tokens=problem.tokens[TURNED], lab=other)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_t14_other_numbers_for_the_domains_permute_the_answer(recipe, answers, name):
+    problem, options = every_method.problem_for(recipe, name)
+    plain, other = answers(name), run_method(name, renumbered(problem), options)
+    for one, turned in zip(
+        (plain.weights, plain.low, plain.high), (other.weights, other.low, other.high), strict=True
+    ):
+        assert turned == pytest.approx(one[TURNED], abs=1e-6)
+
+
+def test_t14_the_order_in_the_recipe_and_the_workers_change_nothing(answers, tmp_path):
+    turned = every_method.make_recipe(tmp_path, domains=reversed(every_method.CORPUS), workers=3)
+    for name in METHODS:
+        found = run_method(name, *every_method.problem_for(turned, name))
+        assert np.array_equal(found.weights, answers(name).weights), name
+
+
+def test_t14_two_processes_find_what_one_finds(recipe, answers):
+    runner = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    line = [sys.executable, "-m", *runner, every_method.__file__, str(recipe)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    for name, weights in json.loads(done.stdout).items():
+        assert answers(name).weights == pytest.approx(weights, abs=1e-6), name

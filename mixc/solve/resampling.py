@@ -82,21 +82,27 @@ def run_bootstrap(
 ) -> Real:
     """The mixes that resampled runs lead to, float64[draws, k].
 
-    Each draw fits the smooth part of the surface to n of the n runs, drawn with replacement, and
-    descends from `start`; the pulls `kl` float64[p] take turns.
+    Each draw fits smooth surfaces to n of the n runs, drawn with replacement, and descends from
+    `start`. Which family is right is as unsure as the rest: the surface and each of its members
+    alone take turns, and so do the pulls `kl` float64[p].
     """
-    surface = surface.without_trees()
+    readings = surface.readings()
     found = np.empty((draws, len(start)))
     for draw in range(draws):
         uniforms = Stream(seed, "resample", epoch=draw).uniforms(len(ratios))
         rows = np.sort((uniforms * len(ratios)).astype(np.int64))
-        found[draw] = surface.refit(ratios[rows], losses[rows]).minimise(
-            aim.objective,
-            natural=aim.natural,
-            kl=float(kl[draw % len(kl)]),
-            cap=aim.cap,
-            start=start,
-            seed=seed,
+        turn, which = divmod(draw, len(readings))
+        found[draw] = (
+            readings[which]
+            .refit(ratios[rows], losses[rows])
+            .minimise(
+                aim.objective,
+                natural=aim.natural,
+                kl=float(kl[turn % len(kl)]),
+                cap=aim.cap,
+                start=start,
+                seed=seed,
+            )
         )
     return found
 

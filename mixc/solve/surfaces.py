@@ -138,6 +138,19 @@ class Surface:
         members = tuple(self.members[i] for i in keep)
         return Surface(members, shares / shares.sum(axis=0), self.chosen, self.scores, self.order)
 
+    def readings(self) -> tuple[Surface, ...]:
+        """Its smooth part, and where that is of several members, each of them alone."""
+        smooth = self.without_trees()
+        if len(smooth.members) == 1:
+            return (smooth,)
+        ones = np.ones((1, smooth.shares.shape[1]))
+        alone = (
+            Surface((member,), ones, self.chosen, self.scores, self.order)
+            for member, share in zip(smooth.members, smooth.shares, strict=True)
+            if share.any()
+        )
+        return (smooth, *alone)
+
 
 def fit_surface(ratios: Real, losses: Real, *, family: str = "auto", seed: int = 0) -> Surface:
     """Fit surfaces to the metrics [n, m] of runs on mixes [n, k].

@@ -129,6 +129,17 @@ def test_without_trees_only_the_smooth_part_is_left():
     assert trees.without_trees() is trees
 
 
+def test_readings_are_the_smooth_part_and_its_members():
+    losses = law(MIXES)[:, :2] + 0.3 * rough(MIXES)
+    fitted = fit_surface(MIXES, losses, family="ensemble")
+    smooth, *alone = fitted.readings()
+    assert (smooth.predict(MIXES) == fitted.without_trees().predict(MIXES)).all()
+    assert len(alone) == len(smooth.members) == 2
+    for member, one in zip(smooth.members, alone, strict=True):
+        assert (one.predict(MIXES) == member.predict(MIXES[:, fitted.order])).all()
+    assert len(fit_surface(MIXES, losses, family="gaussian").readings()) == 1
+
+
 def test_domains_that_the_natural_mix_lacks_get_nothing():
     natural = np.array([0.5, 0.5, 0.0, 0.0])
     fitted = fit_surface(MIXES, law(MIXES), family="log_linear")

@@ -8,8 +8,7 @@ in 12 domains. A mixture of as many gigabytes is built from it, in turns with wh
 the same rows: cp, cp and sync (a build is on the disk when it ends), MDSWriter, LitData's optimize,
 datasets' interleave and save_to_disk; Megatron-LM builds its indices and reads its blend. All run
 whole commands, start-up included, on as many cores as they have workers, with all they read in the
-page cache, and free memory in the same state (`--memory`). Then rows are read, by trainers' own
-readers: the mixture's, and blends on the fly.
+page cache. Then rows are read, by trainers' own readers: the mixture's, and blends on the fly.
 The peers are installed from PyPI into an environment of their own under `--venvs`, once. Prints
 tables in markdown. The exit code is 1 if a command fails.
 """
@@ -22,7 +21,6 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -68,7 +66,6 @@ READERS = {
 }
 ON_THE_FLY = ("megatron-blend", "datasets")
 PARTS = ("cp", *WRITERS_OF, "megatron", "numpy")
-_TAKEN_BACK = 6  # seconds until a host has taken free memory back: Linux reports it after two
 
 
 @dataclass
@@ -99,7 +96,6 @@ class Bench:
         if self.python is not None and command[0] == str(self.python):
             env.pop("PYTHONPATH", None)
         os.sync()  # what earlier runs left is nobody's to write
-        self.settle()
         say(f"{name} ...", end="")
         cores = self.arguments.workers
         usage = measure(command, cores=cores, log=log, env=env, cwd=self.folder, shares=False)
@@ -113,17 +109,6 @@ class Bench:
             return usage, dict(json.loads(lines[-1]))
         except ValueError:
             return usage, {}
-
-    def settle(self) -> None:
-        """Leave free memory alike for all. See `--memory`."""
-        if self.arguments.memory == "fresh":
-            time.sleep(_TAKEN_BACK)
-            return
-        scratch = self.out / "scratch"
-        with scratch.open("wb") as file:
-            for _ in range(int(self.arguments.gigabytes * 1e9) >> 24):
-                file.write(bytes(1 << 24))
-        scratch.unlink()
 
     def build(self, name: str) -> Usage | None:
         """Build the mixture anew in the formats of one of our runs."""
@@ -273,7 +258,7 @@ def _about(about: dict[str, Any]) -> str:
         f"{machine['load_after']:.1f} at the end.",
         f"{about['bytes'] / 1e9:.2f} GB: {about['rows']:,} rows of {about['seq_len']} tokens, "
         f"from {about['domains']} domains; "
-        f"{about['workers']} workers, {about['repeat']} runs each, into {about['memory']} memory; "
+        f"{about['workers']} workers, {about['repeat']} runs each; "
         f"the plan says about {about['plan_mb']:.0f} MB of memory.",
         *busy(machine),
     ]
@@ -355,13 +340,6 @@ def parse(line: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seq-len", type=int, default=2048)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=3, help="runs of each; the median counts")
-    parser.add_argument(
-        "--memory",
-        choices=("used", "fresh"),
-        default="used",
-        help="what commands write to: memory that was just in use, or, on a virtual machine whose "
-        "host takes back what lies idle, memory that it must give anew",
-    )
     parser.add_argument("--reads", type=int, default=20_000, help="rows to read")
     parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="50 MB, one run of each")
@@ -411,7 +389,7 @@ def main() -> int:
         "bytes": size,
         "plan_mb": planned / 1e6,
         "domains": arguments.domains,
-        **{key: getattr(arguments, key) for key in ("seq_len", "workers", "repeat", "memory")},
+        **{key: getattr(arguments, key) for key in ("seq_len", "workers", "repeat")},
         "rows": job["rows"],
         "versions": {name: versions(where, SEEN) for name, where in known.items()},
         "writes": {name: [asdict(one) for one in runs] for name, runs in bench.writes.items()},

@@ -33,9 +33,9 @@ def compare_mixes(
     that trains is run first, and what that took stands beside the mix as `solve_flops`, None for
     a file, which does not say. Weights that are a schedule are trained on as they change. Runs and
     methods' answers are kept in the workdir: another comparison makes only those that are new, and
-    one that was killed goes on. Raises MX008 for a name
-    that is none of these, MX009 where the recipe does not say what to train, MX045 for a stale
-    store or stale weights, MX051 where nothing is held out to score mixes by.
+    one that was killed goes on. Raises MX008 for a name that is none of these, MX009 where the
+    recipe does not say what to train, MX045 for a stale store or stale weights, MX051 where nothing
+    is held out to score mixes by.
     """
     if recipe.solve is None:
         raise stage.unsolved(recipe)

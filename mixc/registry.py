@@ -18,8 +18,7 @@ class Entry:
     `suffixes` are the file names that a reader takes by default. `source` is a method's paper,
     `forward_passes` its cost: forward passes of the small model for each token of a run, of which
     a method that has a `run_count` makes several, beside what one that has `scored_tokens` scores;
-    `reads_mixture` says that its weights depend on
-    the mixture's tokens and cap on epochs.
+    `reads_mixture` says that its weights depend on the mixture's tokens and cap on epochs.
     """
 
     module: str

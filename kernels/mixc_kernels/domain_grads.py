@@ -45,8 +45,8 @@ class DomainGrads:
 
     Memory: `block_bytes` for K gradients of some rows of a parameter (16 MiB, or of a GPU's memory
     a 128th), and `keep_bytes` at most for K gradients of all of them where weights come late (1
-    GiB, or an eighth). What came back to one use of a
-    parameter is held until its last (of a tied head: the gradient of the logits).
+    GiB, or an eighth). What came back to one use of a parameter is held until its last (of a tied
+    head: the gradient of the logits).
     """
 
     def __init__(

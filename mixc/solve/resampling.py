@@ -92,17 +92,14 @@ def run_bootstrap(
         uniforms = Stream(seed, "resample", epoch=draw).uniforms(len(ratios))
         rows = np.sort((uniforms * len(ratios)).astype(np.int64))
         turn, which = divmod(draw, len(readings))
-        found[draw] = (
-            readings[which]
-            .refit(ratios[rows], losses[rows])
-            .minimise(
-                aim.objective,
-                natural=aim.natural,
-                kl=float(kl[turn % len(kl)]),
-                cap=aim.cap,
-                start=start,
-                seed=seed,
-            )
+        fitted = readings[which].refit(ratios[rows], losses[rows])
+        found[draw] = fitted.minimise(
+            aim.objective,
+            natural=aim.natural,
+            kl=float(kl[turn % len(kl)]),
+            cap=aim.cap,
+            start=start,
+            seed=seed,
         )
     return found
 

@@ -67,11 +67,11 @@ def counted(monkeypatch):
     """The steps so far; one more than `counted.most` of them cannot be made."""
     plain, steps = train_module._update, Steps()
 
-    def counting(options, state, scalar):
+    def counting(options, state, losses, scalar):
         if steps.most is not None and len(steps) == steps.most:
             raise KilledError
         steps.append(state.step)
-        plain(options, state, scalar)
+        plain(options, state, losses, scalar)
 
     monkeypatch.setattr(train_module, "_update", counting)
     monkeypatch.setattr("mixc.proxy.checkpoint.Checkpoint.due", lambda _: True)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from mixc.proxy.vocabulary import Vocabulary
 
 Weights = NDArray[np.float64]
-_RUN_ALGORITHM = 1  # a change of what a run on a fixed mix comes to raises it
+_RUN_ALGORITHM = 2  # a change of what a run on a fixed mix comes to raises it
 
 
 class Lab:
@@ -141,7 +141,7 @@ class Lab:
         key = key_of(
             {
                 "algorithm": _RUN_ALGORITHM,
-                "weights": weights.tolist(),
+                "drawn": self._drawn(weights).tolist(),
                 "options": asdict(options),
                 "rows": [self.batch_rows, self.seed],
                 "kept_rows": None if self.kept_rows is None else self.kept_rows.tolist(),
@@ -180,15 +180,16 @@ class Lab:
             )
         return self._others[seed]
 
+    def _drawn(self, weights: Weights) -> NDArray[np.int64]:
+        """The rows of each domain that a run on a fixed mix reads, int64[K]: they are the run."""
+        rows = self.batch_rows * self.options.steps
+        return row_counts(weights, rows, np.full(len(weights), rows)).rows
+
     def batches(self, weights: Weights) -> Sampler:
         """Batches in which every prefix of rows honours `weights` (Tijdeman), from the decks."""
         from mixc.proxy.sampler import Sampler, counts_of
 
-        size = self.batch_rows
-        rows = size * self.options.steps
-        counts = row_counts(weights, rows, np.full(len(weights), rows))
-        labels = assign(counts.rows)
-        steps = counts_of(labels, size, len(weights))
+        steps = counts_of(assign(self._drawn(weights)), self.batch_rows, len(weights))
         return Sampler(self.decks, steps, self._ids, known_steps=self.options.steps)
 
     def scheduled_batches(self, policy: Callable[[int], Weights]) -> Sampler:
@@ -310,9 +311,8 @@ class Lab:
 
         if self.kept_rows is None or self.folder is None or ranks.count() > 1:
             return 1.0
-        rows = self.batch_rows * self.options.steps
-        counts = row_counts(weights, rows, np.full(len(weights), rows)).rows
-        return float(np.minimum(counts, self.kept_rows).sum() / rows)
+        drawn = self._drawn(weights)
+        return float(np.minimum(drawn, self.kept_rows).sum() / drawn.sum())
 
     @property
     def run_flops(self) -> float:

@@ -84,6 +84,8 @@ def test_a_run_on_a_mix_is_made_once(store, tmp_path, monkeypatch):
     assert np.array_equal(known.bits_per_byte, made.bits_per_byte)
     assert np.array_equal(known.losses_per_step, made.losses_per_step)
     assert (known.tokens, known.flops) == (made.tokens, made.flops)
+    beside = again.run_mix(mix + np.array([1e-9, 0, -1e-9]))  # the same rows
+    assert np.array_equal(beside.bits_per_byte, made.bits_per_byte)
     for other in (lambda: again.run_mix(mix, seed=2), lambda: again.run_mix(mix[::-1])):
         with pytest.raises(TypeError):
             other()

@@ -1,12 +1,7 @@
-"""The operators of torch behind `fused_linear_ce`, so that torch.compile goes around them.
-
-Defined in a library, not by torch.library.custom_op, whose first call imports torch._dynamo: a
-second and more.
-"""
+"""The operators of torch behind `fused_linear_ce`, so that torch.compile goes around them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,20 +16,8 @@ from mixc_kernels.linear_ce_torch import (
     vocab_losses,
 )
 
-_LIBRARY = torch.library.Library("mixc", "DEF")  # type: ignore[no-untyped-call]
-_Function = Callable[..., Any]
 
-
-def _define(function: _Function, fake: _Function) -> _Function:
-    """An operator of the function's name; `fake` makes results of the right shapes."""
-    name = function.__name__.lstrip("_")
-    _LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()))  # type: ignore[no-untyped-call]
-    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"mixc::{name}", fake, lib=_LIBRARY)
-    operator: _Function = getattr(torch.ops.mixc, name).default
-    return operator
-
-
+@torch.library.custom_op("mixc::linear_ce", mutates_args=())
 def _linear_ce(
     hidden: Tensor,
     weight: Tensor,
@@ -57,6 +40,7 @@ def _linear_ce(
     return rows.loss, rows.top, rows.total, rows.logits
 
 
+@torch.library.custom_op("mixc::linear_ce_backward", mutates_args=())
 def _linear_ce_backward(
     grad: Tensor,
     hidden: Tensor,
@@ -87,6 +71,7 @@ def _linear_ce_backward(
     return dx.to(hidden.dtype), dw.to(weight.dtype)
 
 
+@torch.library.custom_op("mixc::linear_ce_weighted", mutates_args=())
 def _linear_ce_weighted(
     hidden: Tensor,
     weight: Tensor,
@@ -126,14 +111,17 @@ def _fake_gradients(
     return x.new_empty(x.shape if by_hidden else 0), w.new_empty(w.shape if by_weight else 0)
 
 
+@_linear_ce.register_fake
 def _fake_linear_ce(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return _fake_rows(hidden, weight, len(hidden) if rest[-1] == "store" else 0)
 
 
+@_linear_ce_backward.register_fake
 def _fake_backward(_: Tensor, hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return _fake_gradients(hidden, weight, *rest[-2:])
 
 
+@_linear_ce_weighted.register_fake
 def _fake_weighted(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     rows = _fake_rows(hidden, weight, 0)[:3]
     dtype, (by_hidden, by_weight) = exact(hidden.dtype), rest[-2:]
@@ -142,9 +130,10 @@ def _fake_weighted(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, 
     return rows[0].new_empty(()), *rows, *gradients
 
 
-linear_ce = _define(_linear_ce, _fake_linear_ce)
-linear_ce_backward = _define(_linear_ce_backward, _fake_backward)
-linear_ce_weighted = _define(_linear_ce_weighted, _fake_weighted)
+# What is called: the operators themselves, which modes of torch see as such.
+linear_ce = torch.ops.mixc.linear_ce.default
+linear_ce_backward = torch.ops.mixc.linear_ce_backward.default
+linear_ce_weighted = torch.ops.mixc.linear_ce_weighted.default
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -191,8 +180,5 @@ def _differentiate_weighted(
     return *found, *(None,) * (len(ctx.settings) + 4)
 
 
-for _name, _backward, _setup in (
-    ("linear_ce", _differentiate, _save),
-    ("linear_ce_weighted", _differentiate_weighted, _save_weighted),
-):
-    torch.library.register_autograd(f"mixc::{_name}", _backward, setup_context=_setup, lib=_LIBRARY)
+_linear_ce.register_autograd(_differentiate, setup_context=_save)
+_linear_ce_weighted.register_autograd(_differentiate_weighted, setup_context=_save_weighted)

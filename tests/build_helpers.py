@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from helpers import EOT, write_jsonl, write_recipe
 
 from mixc import pipeline
 from mixc.build import plan as plan_module
 from mixc.build import provenance
+from mixc.errors import MixcError
 from mixc.recipe import load
 from mixc.store.hashes import hash_file, seal, unseal
 from mixc.tokenize.stage import tokenize
@@ -78,6 +80,13 @@ def make_mixture(folder, corpus, **options):
     """Write corpora, tokenize and build: the store and the mixture."""
     outputs = pipeline.run(load(write_corpus(folder, corpus, **options)), workers=1)
     return outputs.store, outputs.mixture
+
+
+def code_of(path, *overrides):
+    """The code of the error that ends a build."""
+    with pytest.raises(MixcError) as raised:
+        pipeline.build_mixture(load(path, overrides), workers=1)
+    return raised.value.code
 
 
 def random_corpus(seed, domains, *, words=WORDS):
@@ -162,6 +171,14 @@ def read_rows(mixture):
     files = provenance.listed(mixture.manifest["provenance"])
     tables = [pq.read_table(mixture.root / one.path) for one in files]
     return pa.concat_tables(tables).to_pylist()
+
+
+def rows_by_domain(mixture):
+    """The rows of each domain's stream that a mixture holds."""
+    rows = {}
+    for row in read_rows(mixture):
+        rows.setdefault(row["domain"], set()).add(row["stream_row"])
+    return rows
 
 
 def flat(mixture):

@@ -1,5 +1,6 @@
-"""What tests share: a tiny tokenizer, and recipes over small corpora on disk."""
+"""What tests share: a tiny tokenizer, recipes over small corpora on disk, and what came of them."""
 
+import hashlib
 import json
 import os
 import random
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from mixc.store.store import Store
 
 EOT = "<|endoftext|>"
 _WORDS = ["the", "of", "quick", "brown", "fox", "12", "def", "=", "+", "(", "naïve", "漢字"]
@@ -21,6 +24,26 @@ def identity(path: Path) -> tuple[int, int]:
     """
     status = path.stat()
     return status.st_ino, status.st_mtime_ns
+
+
+def tree(root: Path) -> dict[str, str]:
+    """Every file under a folder, with a hash of its bytes."""
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def documents_of(store: Store, domain: str) -> list[tuple[list[int], int, str, int, int]]:
+    """(tokens, doc_id, input file, record, bytes) of each document, in order."""
+    found = []
+    for piece in store.domains[domain].units:
+        for shard in piece.shards:
+            opened = store.open(shard)
+            for i in range(len(opened)):
+                tokens = opened.tokens[opened.offsets[i] : opened.offsets[i + 1]].tolist()
+                path = piece.inputs[opened.source[i]]["path"]
+                numbers = (int(opened.doc_id[i]), path, int(opened.row[i]), int(opened.n_bytes[i]))
+                found.append((tokens, *numbers))
+    return found
 
 
 def texts(seed: int, count: int, words: int = 12) -> list[str]:

@@ -54,7 +54,7 @@ FAULTS = {
     5: (
         "short writes, interrupted calls, no descriptors left",
         [
-            "store/test_commit.py::test_short_writes_are_gone_on_with",
+            "store/test_files.py::test_short_writes_are_gone_on_with",
             "store/test_system_faults.py::test_calls_that_are_interrupted_are_made_again",
             "store/test_system_faults.py::test_too_few_descriptors",
             "store/test_system_faults.py::test_workers_that_cannot_be_started",
@@ -78,21 +78,21 @@ FAULTS = {
     8: (
         "a file of the store is cut, at every length",
         [
-            "store/test_commit.py::test_cut_and_missing_files_are_found_and_named",
+            "store/test_damage.py::test_cut_and_missing_files_are_found_and_named",
             "store/test_hashes.py::test_a_manifest_cut_anywhere_is_damaged",
             "store/test_shard.py::test_a_shard_of_any_other_length_is_damaged",
             "store/test_holdout.py::test_a_damaged_list_is_never_read_as_less",
-            "test_verify.py::test_a_cut_emptied_lengthened_or_missing_file_is_found",
+            "verify/test_damage.py::test_a_cut_emptied_lengthened_or_missing_file_is_found",
         ],
     ),
     9: (
         "a bit of a file of the store flips, at every byte",
         [
-            "store/test_commit.py::test_every_flipped_byte_of_a_store_is_found_and_named",
+            "store/test_damage.py::test_every_flipped_byte_of_a_store_is_found_and_named",
             "store/test_hashes.py::test_every_flipped_bit_of_a_manifest_is_noticed",
             "store/test_shard.py::test_no_flipped_bit_can_make_more_of_a_shard_than_wrong_numbers",
-            "test_verify.py::test_a_flipped_bit_anywhere_is_found",
-            "tokenize/test_stage.py::test_a_damaged_shard_is_not_reused",
+            "verify/test_damage.py::test_a_flipped_bit_anywhere_is_found",
+            "tokenize/test_reuse.py::test_a_damaged_shard_is_not_reused",
         ],
     ),
     10: (
@@ -130,15 +130,15 @@ FAULTS = {
         [
             "readers/test_remote.py::test_one_fault_of_each_kind_is_survived",
             "readers/test_remote.py::test_a_fault_that_stays_is_an_error",
-            "readers/test_remote.py::test_s3_faults",
-            "readers/test_remote.py::test_s3_changes_and_refusals",
+            "readers/test_object_stores.py::test_s3_faults",
+            "readers/test_object_stores.py::test_s3_changes_and_refusals",
             "readers/test_hub.py::test_faults",
         ],
     ),
     14: (
         "an input changes between runs, or while it is read",
         [
-            "tokenize/test_stage.py::test_an_edit_of_equal_size_and_time_is_noticed",
+            "tokenize/test_reuse.py::test_an_edit_of_equal_size_and_time_is_noticed",
             "tokenize/test_parts.py::test_a_changed_large_file_is_noticed",
             "readers/test_remote.py::test_a_file_that_is_replaced_while_it_is_read",
             "readers/test_remote.py::test_a_file_that_shrinks_or_grows",
@@ -150,7 +150,7 @@ FAULTS = {
         [
             "build/test_reproducible.py::test_a_clock_that_runs_backwards_changes_nothing",
             "build/test_reproducible.py::test_the_time_of_day_changes_nothing",
-            "tokenize/test_stage.py::test_a_touched_or_renamed_file_costs_nothing",
+            "tokenize/test_reuse.py::test_a_touched_or_renamed_file_costs_nothing",
         ],
     ),
     16: (
@@ -207,7 +207,7 @@ FAULTS = {
         "links in the workdir that lead elsewhere",
         [
             "store/test_commit.py::test_a_link_in_the_control_folder_leads_nothing_outside",
-            "store/test_commit.py::test_a_name_that_is_a_link_elsewhere_is_not_followed",
+            "store/test_files.py::test_a_name_that_is_a_link_elsewhere_is_not_followed",
             "store/test_commit.py::test_a_lock_that_is_a_link_is_not_followed",
             "store/test_commit.py::test_a_shard_that_is_a_link_is_encoded_again",
             "store/test_commit.py::"
@@ -250,8 +250,7 @@ FAULTS = {
             "tokenize/test_stage.py::test_the_type_of_tokens_follows_the_vocabulary",
             "tokenize/test_verdicts.py::test_ids_out_of_range_are_noticed",
             "store/test_shard.py::test_the_type_of_tokens",
-            "writers/test_writers.py::"
-            "test_nanogpt_refuses_ids_over_uint16_before_anything_is_built",
+            "writers/test_limits.py::test_nanogpt_refuses_ids_over_uint16_before_anything_is_built",
         ],
     ),
     26: (
@@ -262,14 +261,14 @@ FAULTS = {
             "store/test_shard.py::test_documents_come_back",
             "rows/test_stream.py::"
             "test_rows_far_ahead_are_found_without_laying_out_the_epochs_before",
-            "writers/test_writers.py::test_a_format_refuses_what_it_cannot_hold",
+            "writers/test_limits.py::test_a_format_refuses_what_it_cannot_hold",
         ],
     ),
     29: (
         "a domain twice, a file twice, globs that overlap",
         [
             "tokenize/test_inputs.py::test_a_file_under_two_names_is_counted_once",
-            "tokenize/test_stage.py::test_equal_files_are_each_counted",
+            "tokenize/test_reuse.py::test_equal_files_are_each_counted",
             "test_strict_yaml.py::test_a_key_that_stands_twice",
             "test_wrong_inputs.py::test_what_the_user_reads",
         ],
@@ -277,7 +276,7 @@ FAULTS = {
     30: (
         "nothing: an empty recipe, folder, file or table; bad records alone",
         [
-            "test_recipe.py::test_an_empty_recipe_lacks_every_required_key",
+            "recipe/test_mistakes.py::test_an_empty_recipe_lacks_every_required_key",
             "readers/test_parquet.py::test_no_rows",
             "readers/test_conformance.py::test_a_table_cut_anywhere_is_an_error",
             "tokenize/test_rules.py::test_empty_files_pass_only_if_allowed",

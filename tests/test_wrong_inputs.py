@@ -5,7 +5,6 @@ code. `$TMP` is the recipe's folder.
 """
 
 import gzip
-import hashlib
 import io
 import lzma
 import os
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from helpers import killed_unit, texts, tokenizer_json, word_tokenizer_json, write_recipe
+from helpers import killed_unit, texts, tokenizer_json, tree, word_tokenizer_json, write_recipe
 
 from mixc.errors import MixcError, MixcErrors
 from mixc.readers import jsonl
@@ -179,11 +178,6 @@ def happen(monkeypatch):
             monkeypatch.setattr(stage, "tokenize_unit", killed_unit)
 
     return arrange
-
-
-def tree(root):
-    files = (path for path in root.rglob("*") if path.is_file())
-    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def snapshots():

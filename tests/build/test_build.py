@@ -1,10 +1,8 @@
 """The whole build, checked against the bytes that it wrote and the store that it read."""
 
 import itertools
-import os
 import tempfile
 from collections import Counter
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -26,7 +24,6 @@ from build_helpers import (
     write_corpus,
     write_document_weights,
 )
-from helpers import write_jsonl
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -36,7 +33,6 @@ from mixc.build.counts import row_counts
 from mixc.errors import MixcError
 from mixc.recipe import load
 from mixc.registry import WRITERS
-from mixc.tokenize.stage import tokenize
 from mixc.verify import verify
 
 
@@ -264,144 +260,6 @@ def test_the_stream_hash_does_not_depend_on_the_format(tmp_path):
     assert len(hashes) == 1
 
 
-# ---- a change of the recipe ----
-
-
-def rows_by_domain(mixture):
-    rows = {}
-    for row in read_rows(mixture):
-        rows.setdefault(row["domain"], set()).add(row["stream_row"])
-    return rows
-
-
-def test_a_change_of_weights_moves_only_a_prefix_of_each_deck(tmp_path):
-    path = write_corpus(tmp_path, CORPUS, mixture=BUILD | {"rows": 30})
-    found = []
-    for shares in ("{code: 0.4, prose: 0.4, web: 0.2}", "{code: 0.1, prose: 0.4, web: 0.5}"):
-        outputs = pipeline.run(load(path, [f"mixture.weights={shares}"]), workers=1)
-        found.append(rows_by_domain(outputs.mixture))
-    before, after = found
-    assert [len(before[name]) for name in ("code", "prose", "web")] == [12, 12, 6]
-    assert [len(after[name]) for name in ("code", "prose", "web")] == [3, 12, 15]
-    assert after["code"] < before["code"]
-    assert after["prose"] == before["prose"]
-    assert before["web"] < after["web"]
-
-
-def test_an_unchanged_recipe_builds_nothing_and_a_changed_one_builds_anew(tmp_path):
-    path = write_corpus(tmp_path, CORPUS, mixture=BUILD)
-    first = pipeline.run(load(path), workers=1).mixture
-    inode = (first.root / "mixture.json").stat().st_ino
-    again = pipeline.run(load(path), workers=1).mixture
-    assert (again.root / "mixture.json").stat().st_ino == inode
-    for override in ("seed=9", "mixture.rows=41", "mixture.order.shuffle_block=2", "name=other"):
-        changed = pipeline.run(load(path, [override]), workers=1).mixture
-        assert changed.manifest["key"] != first.manifest["key"], override
-        assert changed.manifest["overrides"] == [override]
-    back = pipeline.run(load(path), workers=1).mixture
-    assert back.manifest == first.manifest
-
-
-def test_a_missing_or_cut_file_is_built_again(tmp_path):
-    path = write_corpus(tmp_path, CORPUS, mixture=BUILD)
-    mixture = pipeline.run(load(path), workers=1).mixture
-    for name in ("nanogpt/train.bin", "rows.parquet", "megatron/val.idx"):
-        before = (mixture.root / name).read_bytes()
-        (mixture.root / name).unlink()
-        pipeline.build_mixture(load(path), workers=1)
-        assert (mixture.root / name).read_bytes() == before
-        (mixture.root / name).write_bytes(before[:-1])
-        pipeline.build_mixture(load(path), workers=1)
-        assert (mixture.root / name).read_bytes() == before
-
-
-# ---- what cannot be built ----
-
-
-def code_of(path, *overrides):
-    with pytest.raises(MixcError) as raised:
-        pipeline.build_mixture(load(path, overrides), workers=1)
-    return raised.value.code
-
-
-def test_what_cannot_be_built(tmp_path):
-    path = write_corpus(tmp_path, CORPUS, mixture=BUILD)
-    assert code_of(path) == "MX041"  # no store yet
-    pipeline.run(load(path), workers=1)
-    assert code_of(path, "mixture.max_epochs=0.01") == "MX060"
-    assert code_of(path, "mixture.rows=null", "mixture.tokens=15") == "MX060"
-    assert code_of(path, "mixture.weights=w.json") == "MX061"
-    (tmp_path / "w.json").write_text('{"code": 0.5, "prose": 0.5}')
-    assert code_of(path, "mixture.weights=w.json") == "MX061"  # web is not named
-    (tmp_path / "w.json").write_text('{"code": 0.5, "prose": 0.25, "web": 0.25, "x": 0}')
-    assert code_of(path, "mixture.weights=w.json") == "MX061"
-    (tmp_path / "w.json").write_text('{"code": 0.5, "prose": 0.5, "web": 0}')
-    overrides = ["mixture.weights=w.json", "mixture.rows=20"]
-    built = pipeline.build_mixture(load(path, overrides), workers=1)
-    assert built.manifest["domains"]["web"]["rows"] == 0
-    assert set(rows_by_domain(built)) == {"code", "prose"}
-
-
-def longer(spans, *changes):
-    """Spans that are longer, each change a pair of the span's number and by how much."""
-    length = spans.length.copy()
-    for number, more in changes:
-        length[number] += more
-    return replace(spans, length=length)
-
-
-WRONG_SPANS = {
-    "short": ("concat", lambda s: longer(s, (0, -1))),
-    "moved": ("concat", lambda s: longer(s, (0, -1), (np.flatnonzero(s.row == 1)[0], 1))),
-    "out of the shard": ("concat", lambda s: longer(s, (0, 1 << 40))),
-    "over": ("best_fit", lambda s: longer(s, (0, 16))),
-}
-
-
-@pytest.mark.parametrize("wrong", WRONG_SPANS)
-def test_spans_that_do_not_fill_their_rows_are_not_written(tmp_path, monkeypatch, wrong):
-    packing, change = WRONG_SPANS[wrong]
-    path = write_corpus(tmp_path, CORPUS, mixture=BUILD | {"packing": packing})
-    tokenize(load(path), workers=1)
-    sources = gather.sources_of
-
-    def lie(builder, task):
-        rows = sources(builder, task)
-        return replace(rows, spans=change(rows.spans))
-
-    monkeypatch.setattr(gather, "sources_of", lie)
-    with pytest.raises(MixcError, match="do not fill") as caught:
-        pipeline.build_mixture(load(path), workers=1)
-    assert caught.value.code == "MX040"
-    assert Path(caught.value.place.file).parent.parent == tmp_path / "out/store"
-    assert not (tmp_path / "out/mixture").exists()
-
-
-def test_a_shard_that_is_cut_while_it_is_read_is_named(tmp_path, monkeypatch):
-    path = write_corpus(
-        tmp_path, CORPUS, mixture=BUILD | {"weights": {"code": 0, "prose": 0, "web": 1}}
-    )
-    tokenize(load(path), workers=1)
-    (shard,), sources = (tmp_path / "out/store/web").iterdir(), gather.sources_of
-
-    def cut(builder, task):
-        rows = sources(builder, task)
-        os.truncate(shard, 0)
-        return rows
-
-    monkeypatch.setattr(gather, "sources_of", cut)
-    with pytest.raises(MixcError, match="cannot be read any more") as caught:
-        pipeline.build_mixture(load(path), workers=1)
-    assert (caught.value.code, caught.value.place.file) == ("MX040", str(shard))
-
-
-def test_a_store_of_other_domains_is_stale(tmp_path):
-    path = write_corpus(tmp_path, CORPUS, mixture=BUILD)
-    pipeline.run(load(path), workers=1)
-    extra = write_jsonl(tmp_path / "extra.jsonl", ["a1 a2"])
-    assert code_of(path, f"domains.extra={{paths: [{Path(extra).name}]}}") == "MX045"
-
-
 def test_tokens_are_rounded_down_to_whole_rows(tmp_path):
     path = write_corpus(tmp_path, CORPUS, mixture={**BUILD, "rows": None, "tokens": 16 * 9 + 15})
     mixture = pipeline.run(load(path), workers=1).mixture
@@ -439,26 +297,6 @@ def test_documents_appear_as_often_as_they_weigh(tmp_path):
     begun = Counter(s["doc_id"] for row in read_rows(whole) for s in row["spans"] if not s["start"])
     assert [begun[doc_id] for doc_id in ids[:4]] == [0, 3, 2, 1]
     assert whole.manifest["ledger"]["web"]["epochs"][0]["left"] == 0
-
-
-def test_other_weights_of_documents_are_another_mixture(tmp_path):
-    options = BUILD | {"document_weights": "w.parquet"}
-    store = make_store(tmp_path, CORPUS, mixture=options)
-    path, recipe = tmp_path / "w.parquet", load(tmp_path / "recipe.yaml")
-    assert code_of(recipe.file) == "MX041"  # no file yet
-    ids = [doc_id for doc_id, _ in all_documents(store, "web")]
-    write_document_weights(path, {1: 2.0})
-    assert code_of(recipe.file) == "MX061"  # names no document
-    write_document_weights(path, dict.fromkeys(ids, 0.001))
-    assert code_of(recipe.file) == "MX061"  # weigh less than one in all
-    keys = []
-    for weight in (1.0, 2.0, 2.0):
-        write_document_weights(path, {ids[0]: 1, ids[1]: weight, ids[2]: 1})
-        keys.append(pipeline.build_mixture(recipe, workers=1).manifest["key"])
-    assert keys[0] != keys[1] == keys[2]
-    plain = pipeline.build_mixture(load(recipe.file, ["mixture.document_weights=null"]), workers=1)
-    assert "document_weights" not in plain.manifest
-    assert not (plain.root / "document_weights.parquet").exists()
 
 
 def test_rows_of_one_token_more_share_none(tmp_path):

@@ -1,220 +1,27 @@
 """The commit protocol: the old output or the new one, and nothing between them."""
 
 import errno
-import hashlib
 import json
 import os
 import resource
-import stat
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-from helpers import texts, word_tokenizer_json, write_jsonl, write_recipe
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from helpers import texts, tree, write_recipe
 
 from mixc import pipeline
 from mixc.errors import MixcError
 from mixc.recipe import load
 from mixc.store import commit
-from mixc.store.hashes import hash_file
-from mixc.store.store import open_store
 from mixc.tokenize.stage import tokenize
 from mixc.verify import verify
-
-
-def tree(root):
-    """Every file under a folder, with its bytes."""
-    files = (path for path in Path(root).rglob("*") if path.is_file())
-    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def run(*words, **options):
     command = [sys.executable, "-m", "mixc", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
-
-
-# One file
-
-
-def test_a_file_appears_whole_under_its_name(tmp_path):
-    path = tmp_path / "deep" / "folder" / "file"
-    with commit.create(path) as file:
-        file.write(b"abc")
-        file.write(memoryview(b"de"))
-        assert not path.exists()
-        assert file.tell() == 5
-    assert path.read_bytes() == b"abcde"
-    assert file.record("x") == commit.FileRecord("x", 5, hash_file(path))
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644 & ~current_umask()
-    assert list(path.parent.iterdir()) == [path]
-
-
-def current_umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def test_an_error_on_the_way_leaves_the_old_file_and_no_other(tmp_path):
-    path = tmp_path / "file"
-    commit.write_file(path, b"old")
-    with pytest.raises(RuntimeError), commit.create(path) as file:
-        file.write(b"new")
-        raise RuntimeError
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_library_may_write_a_file_by_its_path(tmp_path):
-    path = tmp_path / "deep" / "file"
-    for text in ("old", "new"):
-        with commit.create_by_path(path) as unfinished:
-            assert unfinished.parent == path.parent  # one filesystem, for the rename
-            unfinished.write_text(text)
-        assert path.read_text() == text
-    with pytest.raises(RuntimeError), commit.create_by_path(path) as unfinished:
-        unfinished.write_text("half")
-        raise RuntimeError
-    assert path.read_text() == "new"
-    with pytest.raises(MixcError) as raised, commit.create_by_path(path):
-        pass  # a library that wrote nothing
-    assert raised.value.code == "MX043"
-    assert [one.name for one in path.parent.iterdir()] == ["file"]
-
-
-def test_no_link_leads_a_library_elsewhere(tmp_path):
-    (tmp_path / "other").write_text("theirs")
-    with commit.create_by_path(tmp_path / "file") as unfinished:
-        pass_over = unfinished
-        unfinished.write_text("")
-    pass_over.symlink_to(tmp_path / "other")
-    with commit.create_by_path(tmp_path / "file") as unfinished:
-        unfinished.write_text("ours")
-    assert (tmp_path / "other").read_text() == "theirs"
-
-
-def test_short_writes_are_gone_on_with(tmp_path, monkeypatch):
-    write, pwrite, calls = os.write, os.pwrite, []
-
-    def one_byte(descriptor, data):
-        calls.append(1)
-        return write(descriptor, data[:1])
-
-    monkeypatch.setattr(os, "write", one_byte)
-    record = commit.write_file(tmp_path / "a", b"0123456789" * 5)
-    assert (tmp_path / "a").read_bytes() == b"0123456789" * 5
-    assert (record.bytes, record.xxh3) == (50, hash_file(tmp_path / "a"))
-    assert len(calls) == 50
-
-    monkeypatch.setattr(os, "pwrite", lambda d, data, at: pwrite(d, data[:1], at))
-    commit.reserve(tmp_path / "b", 20)
-    commit.write_at(tmp_path / "b", 5, memoryview(b"abcdefghij"))
-    assert (tmp_path / "b").read_bytes() == bytes(5) + b"abcdefghij" + bytes(5)
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), max_size=40),
-    st.sampled_from([1, 70]),
-    st.integers(1, 60),
-)
-def test_bytes_of_many_places_are_written_end_to_end(spans, times, most):
-    """More than go in one call, and calls that write less than they were given."""
-    spans, held = spans * times, np.arange(100, dtype=np.uint8)
-    sizes = np.array([size for _, size in spans], np.int64)
-    addresses = np.array([held.ctypes.data + start for start, _ in spans], np.uint64)
-    written = commit._write_vectors
-
-    def short(descriptor, vectors, offset, path):
-        vectors[0, 1] = min(vectors[0, 1], most)
-        return written(descriptor, vectors[:1], offset, path)
-
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        path = Path(folder, "reserved")
-        commit.reserve(path, 10 + int(sizes.sum()))
-        if times == 1:
-            patch.setattr(commit, "_write_vectors", short)
-        told = []
-        commit.write_from(path, 10, addresses, sizes, None, lambda part: told.append(part.copy()))
-        expected = b"".join(bytes(held[start : start + size]) for start, size in spans)
-        assert path.read_bytes() == bytes(10) + expected
-        if times != 1:  # it is told of all that is copied, in order
-            assert np.concatenate([np.zeros((0, 2)), *told])[:, 1].sum() == sizes.sum()
-
-
-def test_memory_that_is_not_there_is_an_error_and_no_death(tmp_path):
-    commit.reserve(tmp_path / "reserved", 10)
-    held = np.arange(10, dtype=np.uint8)
-    addresses, names = np.array([held.ctypes.data, 0], np.uint64), [Path("held"), Path("gone")]
-    with pytest.raises(MixcError, match=r"MX040.*cannot be read") as caught:
-        sizes = np.array([5, 5])
-        commit.write_from(tmp_path / "reserved", 0, addresses, sizes, names.__getitem__)
-    assert caught.value.place.file == "gone"
-
-
-@pytest.mark.parametrize("there", [b"", b"whole\n", b"whole\ntorn by a ki", b"torn"])
-def test_a_torn_line_of_a_journal_takes_no_other_with_it(tmp_path, there):
-    path = tmp_path / "journal"
-    path.write_bytes(there)
-    for line in (b"next", b"last"):
-        commit.append_line(path, line)
-    assert path.read_bytes().splitlines() == [*there.splitlines(), b"next", b"last"]
-    assert path.read_bytes().endswith(b"last\n")
-
-
-def test_a_name_that_is_a_link_elsewhere_is_not_followed(tmp_path):
-    outside = tmp_path / "outside"
-    outside.write_bytes(b"precious")
-    folder = tmp_path / "staging"
-    folder.mkdir()
-    (folder / f".file.{os.getpid()}.part").symlink_to(outside)
-    with pytest.raises(MixcError) as caught:
-        commit.write_file(folder / "file", b"new")
-    assert caught.value.code == "MX043"
-    (folder / "reserved").symlink_to(outside)
-    for write in (
-        lambda: commit.reserve(folder / "reserved", 3),
-        lambda: commit.write_at(folder / "reserved", 0, memoryview(b"new")),
-    ):
-        with pytest.raises(MixcError):
-            write()
-    (folder / "file").symlink_to(outside)  # this one is replaced, as a name
-    (folder / f".file.{os.getpid()}.part").unlink()
-    commit.write_file(folder / "file", b"new")
-    assert not (folder / "file").is_symlink()
-    assert outside.read_bytes() == b"precious"
-
-
-@pytest.mark.parametrize(
-    ("number", "message", "has_help"),
-    [
-        (errno.ENOSPC, "cannot write: no space left on device", True),
-        (errno.EDQUOT, "cannot write: disk quota exceeded", True),
-        (errno.EFBIG, "cannot write: file too large", True),
-        (errno.EIO, "cannot write: input/output error", False),
-        (errno.EROFS, "cannot write: read-only file system", False),
-    ],
-)
-@pytest.mark.parametrize("call", ["write", "fsync", "rename"])
-def test_what_the_system_says(tmp_path, monkeypatch, call, number, message, has_help):
-    def refuse(*words, **options):
-        raise OSError(number, os.strerror(number))
-
-    path = tmp_path / "file"
-    commit.write_file(path, b"old")
-    monkeypatch.setattr(*((Path, "rename") if call == "rename" else (os, call)), refuse)
-    with pytest.raises(MixcError) as caught:
-        commit.write_file(path, b"new")
-    assert (caught.value.code, caught.value.message) == ("MX043", message)
-    assert caught.value.place.file == str(path)
-    assert bool(caught.value.help) == has_help
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 # A whole folder
@@ -364,6 +171,7 @@ def test_a_shard_that_is_a_link_is_encoded_again(tmp_path):
 
 # The lock
 
+
 HOLD = """
 import sys
 from pathlib import Path
@@ -416,7 +224,34 @@ def test_a_workdir_that_cannot_be_made(tmp_path):
     assert (caught.value.code, caught.value.message) == ("MX043", "cannot write: not a directory")
 
 
-# The disk is full
+# What the system refuses
+
+
+@pytest.mark.parametrize(
+    ("number", "message", "has_help"),
+    [
+        (errno.ENOSPC, "cannot write: no space left on device", True),
+        (errno.EDQUOT, "cannot write: disk quota exceeded", True),
+        (errno.EFBIG, "cannot write: file too large", True),
+        (errno.EIO, "cannot write: input/output error", False),
+        (errno.EROFS, "cannot write: read-only file system", False),
+    ],
+)
+@pytest.mark.parametrize("call", ["write", "fsync", "rename"])
+def test_what_the_system_says(tmp_path, monkeypatch, call, number, message, has_help):
+    def refuse(*words, **options):
+        raise OSError(number, os.strerror(number))
+
+    path = tmp_path / "file"
+    commit.write_file(path, b"old")
+    monkeypatch.setattr(*((Path, "rename") if call == "rename" else (os, call)), refuse)
+    with pytest.raises(MixcError) as caught:
+        commit.write_file(path, b"new")
+    assert (caught.value.code, caught.value.message) == ("MX043", message)
+    assert caught.value.place.file == str(path)
+    assert bool(caught.value.help) == has_help
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_full_disk_at_any_write_leaves_the_old_store(tmp_path, monkeypatch):
@@ -476,67 +311,3 @@ def test_a_limit_of_the_system_on_file_sizes(tmp_path):
     assert tree(store.root) == before
     assert run("tokenize", path, "--workers", "1").returncode == 0
     assert verify(store.root).documents == 2000
-
-
-# Damage
-
-
-def with_a_bad_record(folder, **others):
-    """A recipe of two documents and a bad record, which goes into quarantine, and of others."""
-    write_jsonl(folder / "a.jsonl", ["first", "", "second"])
-    return write_recipe(folder, {"a": {"paths": ["a.jsonl"], "on_bad_record": "skip"}, **others})
-
-
-def test_every_flipped_byte_of_a_store_is_found_and_named(tmp_path):
-    """Exhaustive: each byte of every file, one bit of it."""
-    (tmp_path / "tokenizer.json").write_bytes(word_tokenizer_json(["?", "first"]))
-    root = tokenize(load(with_a_bad_record(tmp_path, b=["third"])), workers=1).root
-    files = sorted(p for p in root.rglob("*") if p.is_file())
-    assert len(files) == 6
-    assert verify(root).files == 5
-    for file in files:
-        whole = file.read_bytes()
-        for position in range(len(whole)):
-            changed = bytearray(whole)
-            changed[position] ^= 1 << (position * 7 + 3) % 8
-            file.write_bytes(changed)
-            with pytest.raises(MixcError) as caught:
-                verify(root)
-            assert (caught.value.code, caught.value.exit_code) == ("MX040", 3)
-            assert caught.value.place.file == str(file)
-        file.write_bytes(whole)
-    assert verify(root).documents == 3
-
-
-def test_cut_and_missing_files_are_found_and_named(tmp_path):
-    root = tokenize(load(with_a_bad_record(tmp_path)), workers=1).root
-    assert any(root.glob("a/*.bad.jsonl"))
-    for file in sorted(p for p in root.rglob("*") if p.is_file()):
-        whole = file.read_bytes()
-        for length in [None, *range(0, len(whole), 1 if len(whole) < 3000 else 97)]:
-            file.unlink(missing_ok=True)
-            if length is not None:
-                file.write_bytes(whole[:length])
-            with pytest.raises(MixcError) as caught:
-                verify(root)
-            if length is None and file.name == "manifest.json":
-                assert caught.value.code == "MX070"
-                continue
-            assert caught.value.code == "MX040"
-            assert caught.value.place.file == str(file)
-            if file.name != "manifest.json":
-                with pytest.raises(MixcError):
-                    open_store(root).check_sizes()
-        file.write_bytes(whole)
-
-
-def test_all_damage_is_told_at_once(tmp_path):
-    path = write_recipe(tmp_path, {"a": ["first", "second"], "b": ["third"]})
-    root = tokenize(load(path), workers=1).root
-    shards = sorted(root.rglob("?/*.arrow"))
-    for shard in shards:
-        shard.unlink()
-    found = run("verify", root)
-    assert found.returncode == 3
-    for shard in shards:
-        assert f"error[MX040]: a file of the manifest is missing\n --> {shard}" in found.stderr

@@ -1,6 +1,5 @@
 """Large files: read in parts by several workers, with the same store in the end."""
 
-import hashlib
 import json
 from contextlib import contextmanager
 
@@ -9,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from helpers import texts, write_recipe
+from helpers import texts, tree, write_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,11 +22,6 @@ from mixc.tokenize.reading import Reading
 from mixc.tokenize.rules import rules_of
 from mixc.tokenize.stage import tokenize
 from mixc.verify import verify
-
-
-def tree(root):
-    files = (path for path in root.rglob("*") if path.is_file())
-    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 @pytest.fixture

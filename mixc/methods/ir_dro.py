@@ -82,7 +82,7 @@ def solve(problem: Problem, options: Options) -> Solution:
         high=high,
         documents=documents.shares_of(chosen, multiple),
         trajectory=documents.by_domain(chosen, losses, multiple, count),
-        bits_per_byte={"reference": lab.bits_per_byte(model)},
+        bits_per_byte={"reference": lab.score_run(mix, reference).bits_per_byte},
         tokens=reference.tokens,
         flops=reference.flops + lab.forward_flops(int(chosen.lengths.sum())),
         environment=lab.environment(),

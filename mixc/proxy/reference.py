@@ -163,6 +163,8 @@ def _ids(batches: Sampler, step: int) -> Index:
 
 def _losses(model: Model, tokens: NDArray[np.int64], precision: torch.dtype) -> Losses:
     """float32[n, L - 1] of rows int64[n, L], in passes of always as many rows."""
+    if not len(tokens):  # a part of batches may have none in a step
+        return np.zeros((0, tokens.shape[1] - 1), np.float32)
     device = model.head.device
     size = _ROWS_AT_ONCE[device.type]
     padded = np.concatenate([tokens, np.repeat(tokens[:1], -len(tokens) % size, axis=0)])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mixc.proxy.train import Batch
 from mixc.rng import Stream
-from mixc.rows.stream import DomainStream, each_of
+from mixc.rows.stream import DomainStream, count_up, each_of
 
 Index = NDArray[np.int64]
 # Starts an iterator over the steps, from step 0: the rows of each domain in its batch, int64[K].
@@ -82,6 +82,9 @@ class Sampler:
     `ids` maps the store's token ids to those of the model, int64[V]; by default they are the same.
     `known_steps` batches follow from the counts alone; None: counts may depend on the run itself.
     Steps are cheapest in order; an earlier one than the last is counted anew from step 0.
+
+    With a `share` below 1, a part of the batches: of each domain's rows the first, and of the
+    others so large a share, evenly over the run.
     """
 
     def __init__(
@@ -90,25 +93,38 @@ class Sampler:
         counts: Counts,
         ids: Index | None = None,
         known_steps: int | None = None,
+        share: float = 1.0,
     ) -> None:
         self._decks, self._counts, self._ids = decks, counts, ids
-        self.known_steps = known_steps
+        self.known_steps, self._share = known_steps, share
         self._begin()
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step."""
-        tokens = np.concatenate([values for _, values in self._read(step)])
+        tokens = np.concatenate([values for _, values in self._read(step)])[self.places(step)]
         wide = tokens.astype(np.int64) if self._ids is None else self._ids[tokens]
         return Batch(wide, self.domains(step))
 
     def domains(self, step: int) -> Index:
         """The domain of each row of a step's batch, int64[B]."""
         _, counts = self._at(step)
-        return np.repeat(np.arange(len(counts)), counts)
+        return np.repeat(np.arange(len(counts)), counts)[self.places(step)]
 
     def rows(self, step: int) -> Index:
         """The number in its domain's stream of each row of a step's batch, int64[B]."""
-        return np.concatenate([rows for rows, _ in self._read(step)])
+        return np.concatenate([rows for rows, _ in self._read(step)])[self.places(step)]
+
+    def part(self, share: float) -> Sampler:
+        """A part of these batches: see above."""
+        return Sampler(self._decks, self._counts, self._ids, self.known_steps, share)
+
+    def places(self, step: int) -> Index:
+        """Where the rows of a step's batch, or of the part of it, stand in the whole, int64[B]."""
+        before, counts = self._at(step)
+        domain, size = np.repeat(np.arange(len(counts)), counts), len(counts)
+        number = before[domain] + count_up(counts)
+        due = rows_of_part(number + 1, domain, size, self._share)
+        return np.flatnonzero(due > rows_of_part(number, domain, size, self._share))
 
     def _read(self, step: int) -> list[tuple[Index, NDArray[np.generic]]]:
         before, counts = self._at(step)
@@ -130,6 +146,15 @@ class Sampler:
             now = next(self._steps)
             self._before, self._now, self._step = self._before + self._now, now, self._step + 1
         return self._before, self._now
+
+
+def rows_of_part(rows: Index, domain: Index, domains: int, share: float) -> Index:
+    """How many of the first `rows` rows of each domain stand in a part, int64 of the same shape.
+
+    Domains take turns, so that the rows of a step are about as many as those of any other.
+    """
+    due = np.floor(np.maximum(rows - 1, 0) * share + domain / domains).astype(np.int64)
+    return np.where(rows > 0, 1 + due, 0)
 
 
 def counts_of(labels: NDArray[np.unsignedinteger], size: int, domains: int) -> Counts:

@@ -137,6 +137,32 @@ class Lab:
         """
         if seed is not None and seed != self.seed:
             return self._seeded(seed).run_mix(weights, schedule=schedule, label=label)
+        path, key = self._kept_run(weights, schedule)
+        if path is not None and (known := runs.load(path)) is not None:
+            return known
+        batches = self.batches(weights) if schedule is None else self._staged_batches(schedule)
+        trained = self.trainer.train(f"mix-{key[:16]}", batches, label=label)
+        run = self.score_run(weights, trained, schedule=schedule)
+        if path is not None:
+            self.trainer.forget(f"mix-{key[:16]}")
+        return run
+
+    def score_run(
+        self, weights: Weights, trained: Trained, *, schedule: Schedule | None = None
+    ) -> MixRun:
+        """Score a model that was trained on this lab's batches of a mix, and keep what it came to.
+
+        `run_mix` then finds it, and trains no other.
+        """
+        bits = self.bits_per_byte(trained.model)
+        run = MixRun(bits, trained.losses, trained.tokens, trained.flops)
+        path, _ = self._kept_run(weights, schedule)
+        if path is not None:
+            runs.save(path, run)
+        return run
+
+    def _kept_run(self, weights: Weights, schedule: Schedule | None) -> tuple[Path | None, str]:
+        """Where what a run on a mix came to is kept, if anywhere, and the key of the run."""
         options = self.train_options()
         key = key_of(
             {
@@ -152,18 +178,7 @@ class Lab:
         )
         if schedule is not None:
             key = key_of([key, [[until, mix.tolist()] for until, mix in schedule]])
-        path = None if self.folder is None else self.folder / "runs" / f"{key}.json"
-        if path is not None and (known := runs.load(path)) is not None:
-            return known
-        name = f"mix-{key[:16]}"
-        batches = self.batches(weights) if schedule is None else self._staged_batches(schedule)
-        trained = self.trainer.train(name, batches, label=label)
-        bits = self.bits_per_byte(trained.model)
-        run = MixRun(bits, trained.losses, trained.tokens, trained.flops)
-        if path is not None:
-            runs.save(path, run)
-            self.trainer.forget(name)
-        return run
+        return self._place(f"runs/{key}.json"), key
 
     def _seeded(self, seed: int) -> Lab:
         """The lab as it is under another seed."""
@@ -302,17 +317,20 @@ class Lab:
         }
         return cached_losses(model, batches, folder, key, name=name, precision=precision)
 
-    def scored_share(self, weights: Weights) -> float:
-        """The part of a run's rows, at fixed weights, that `reference_losses` scores.
+    def scored_share(self, weights: Weights, share: float = 1.0) -> float:
+        """The part of a run's rows, at fixed weights, that `reference_losses` scores, at most.
 
-        Of rows that models see again and again each is scored once, where losses can be kept.
+        `share` of each domain's (`Sampler.part`); of rows that models see again and again each is
+        scored once, where losses can be kept.
         """
         from mixc.proxy import ranks
+        from mixc.proxy.sampler import rows_of_part
 
-        if self.kept_rows is None or self.folder is None or ranks.count() > 1:
-            return 1.0
         drawn = self._drawn(weights)
-        return float(np.minimum(drawn, self.kept_rows).sum() / drawn.sum())
+        scored = rows_of_part(drawn, np.arange(len(drawn)), len(drawn), share)
+        if self.kept_rows is not None and self.folder is not None and ranks.count() == 1:
+            scored = np.minimum(scored, self.kept_rows)
+        return float(scored.sum() / drawn.sum())
 
     @property
     def run_flops(self) -> float:

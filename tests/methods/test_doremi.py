@@ -72,6 +72,30 @@ def test_t1_the_released_codes_mean_begins_with_uniform_weights():
     assert mean_alpha(alpha, "official") == pytest.approx([0.39147, 0.31844, 0.29008], abs=1e-5)
 
 
+@pytest.mark.parametrize("variant", ["paper", "official"])
+def test_a_domain_with_no_row_scored_moves_by_its_last_lambda(variant):
+    options, records = Options(variant=variant), new_records(3, 3)
+    losses, batch = (
+        torch.tensor([[0.5], [0.2], [0.1]]),
+        Batch(np.zeros((3, 2), np.int64), np.arange(3)),
+    )
+    places = [np.arange(3), np.array([1]), np.array([], np.int64)]
+
+    def nothing(step):
+        return np.zeros((len(places[step]), 1), np.float32)
+
+    objective = group_dro(nothing, options, records, vocab=512, places=places.__getitem__)
+    for step, found in enumerate((losses, 2 * losses, 3 * losses)):
+        objective(step, found, batch)
+    wanted = np.array([[0.5, 0.2, 0.1], [0.5, 0.4, 0.1], [0.5, 0.4, 0.1]])
+    assert records["clipped_excess"] == pytest.approx(wanted)
+    assert records["present"].tolist() == [[1, 1, 1], [0, 1, 0], [0, 0, 0]]
+    smoothing = 1e-3 if variant == "paper" else 1e-4
+    for step, before in ((1, records["alpha"][0]), (2, records["alpha"][1])):
+        after = update(before, wanted[step], ALL, 1.0, smoothing)
+        assert records["alpha"][step] == pytest.approx(after, abs=1e-7)
+
+
 def test_smoothing_is_the_variants_own_unless_given():
     excess, present = np.array([5.0, 0.0]), np.ones((40, 2), bool)
     for options, floor in (
@@ -190,6 +214,7 @@ def test_options_are_checked():
         "eta": 1.0,
         "smoothing": None,
         "reference": "natural",
+        "scored": 0.25,
         "rounds": 1,
         "tolerance": 1e-3,
     }
@@ -198,6 +223,8 @@ def test_options_are_checked():
         {"smoothing": 1.0},
         {"smoothing": -0.1},
         {"rounds": 0},
+        {"scored": 0},
+        {"scored": 1.1},
         {"variant": "other"},
     )
     for options in bad:

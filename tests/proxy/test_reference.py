@@ -50,6 +50,16 @@ def same(losses, others, steps=4):
     return all(np.array_equal(losses(step), others(step)) for step in range(steps))
 
 
+def test_a_part_of_batches_costs_no_more_than_its_rows(store, model, tmp_path, passes):
+    whole, part = sampler_of(store, [1, 1]), sampler_of(store, [1, 1]).part(0.25)
+    cached, every = cached_losses(model, part, tmp_path, KEY), uncached_losses(model, whole)
+    assert len(passes) == sum(len(part.domains(step)) for step in range(4)) == 3
+    assert [len(cached(step)) for step in range(4)] == [2, 0, 1, 0]
+    for step in range(4):
+        assert np.array_equal(cached(step), every(step)[part.places(step)])
+    assert same(cached, uncached_losses(model, part))
+
+
 def test_losses_are_those_of_the_model(store, model, tmp_path):
     batches = sampler_of(store, [3, 2])
     cached = cached_losses(model, batches, tmp_path, KEY)

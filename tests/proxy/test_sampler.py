@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixc.proxy import sampler as sampler_module
-from mixc.proxy.sampler import Decks, Sampler, counts_of, scheduled_counts
+from mixc.proxy.sampler import Decks, Sampler, counts_of, rows_of_part, scheduled_counts
 from mixc.rows.stream import DomainStream
 
 LENGTH = 8
@@ -45,6 +45,27 @@ def rows_by_domain(sampler, steps):
 
 
 weights = st.lists(st.integers(0, 6), min_size=3, max_size=3).filter(any).map(np.array)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(weights, min_size=1, max_size=8), st.floats(0.01, 1.0) | st.sampled_from([0.25, 1.0])
+)
+def test_a_part_has_a_share_of_each_domains_rows_evenly_over_the_run(store, counts, share):
+    whole = Sampler(decks_of(store), lambda: iter(counts), known_steps=len(counts))
+    part, seen, drawn = whole.part(share), np.zeros(3, np.int64), np.zeros(3, np.int64)
+    for step, now in enumerate(counts):
+        places, mine, batch = part.places(step), part(step), whole(step)
+        assert np.array_equal(mine.tokens, batch.tokens[places])
+        assert np.array_equal(mine.domain, batch.domain[places])
+        assert np.array_equal(part.domains(step), mine.domain)
+        assert np.array_equal(part.rows(step), whole.rows(step)[places])
+        drawn, seen = drawn + now, seen + np.bincount(mine.domain, minlength=3)
+        assert np.array_equal(seen, rows_of_part(drawn, np.arange(3), 3, share))
+        assert (seen[drawn > 0] >= 1).all()  # the first of each is in it
+        assert (np.abs(seen - share * drawn) <= 2).all()
+        if share == 1:
+            assert np.array_equal(places, np.arange(len(batch.domain)))
 
 
 @settings(max_examples=40, deadline=None)

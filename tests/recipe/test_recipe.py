@@ -28,6 +28,7 @@ def test_every_key(write):
         "eta": 1.0,
         "smoothing": 1e-3,
         "reference": "uniform",
+        "scored": 0.25,
         "rounds": 1,
         "tolerance": 1e-3,
     }

@@ -7,6 +7,7 @@ from mixc import pipeline
 from mixc.errors import MixcError
 from mixc.recipe import load
 from mixc.solve.stage import estimate, fresh
+from mixc.solve.trainer import Trainer
 from mixc.tokenize.stage import tokenize
 
 CORPUS = random_corpus(6, {"code": (30, 25), "prose": (30, 40), "web": (40, 15)})
@@ -41,12 +42,34 @@ def test_the_answer_stands_beside_the_simple_mixes(solved):
     assert check["verdict"]["outcome"] in ("better", "tie", "worse")
 
 
-def test_costs_are_told_apart(solved):
+def test_costs_are_told_apart(path, solved):
     cost = solved["cost"]
     run = 3 * 8 * 31  # tokens that a model predicts
     assert cost["tokens"] == 2 * run
-    assert cost["plain_runs"] == pytest.approx(7 / 3)  # reference, its scores, proxy
+    # The reference, the proxy, and a forward pass over the rows that are scored: 2 + 3 + 3 of 24.
+    assert cost["plain_runs"] == pytest.approx(2 + 8 / 24 / 3)
     assert cost["check"]["tokens"] == 4 * 2 * run
+    whole = ["solve.doremi.scored=1", "solve.check=false"]
+    assert pipeline.solve_weights(load(path, whole)).manifest["cost"]["plain_runs"] == (
+        pytest.approx(7 / 3)
+    )
+
+
+@pytest.mark.parametrize(("method", "seed"), [("doremi", 21), ("ir_dro", 22)])
+def test_a_reference_on_a_simple_mix_is_its_run_in_the_check(path, method, seed, monkeypatch):
+    trained, plain = [], Trainer.train
+
+    def train(self, name, *args, **kwargs):
+        trained.append(name.partition("-")[0])
+        return plain(self, name, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "train", train)
+    # Another seed for each: runs that one solve kept would serve the other.
+    settings = [f"solve.method={method}", f"seed={seed}", "solve.check.seeds=1"]
+    mixes = pipeline.solve_weights(load(path, settings)).manifest["check"]["mixes"]
+    different = {tuple(entry["bits_per_byte"].values()) for entry in mixes.values()}
+    assert trained.count("reference") == 1
+    assert trained.count("mix") == len(different) - 1  # without natural
 
 
 def test_on_a_tie_the_simple_mix_may_be_the_answer(path, solved):
@@ -61,7 +84,10 @@ def test_on_a_tie_the_simple_mix_may_be_the_answer(path, solved):
 
 
 def test_doubts_are_of_the_answer_that_is_taken(path):
-    loud = ["solve.doremi.eta=200", "solve.seeds=2"]  # its weights are on one domain, by chance
+    loud = [
+        "solve.doremi={eta: 200, scored: 1}",
+        "solve.seeds=2",
+    ]  # its weights are on one domain, by chance
     kept = pipeline.solve_weights(load(path, loud)).manifest
     assert any("nearly all of the weight" in doubt for doubt in kept["doubts"])
     taken = pipeline.solve_weights(load(path, [*loud, "solve.check.on_tie=simple"])).manifest

@@ -91,6 +91,19 @@ def test_a_run_on_a_mix_is_made_once(store, tmp_path, monkeypatch):
             other()
 
 
+def test_a_model_that_a_method_trained_on_a_mix_is_its_run(store, tmp_path, monkeypatch):
+    mix = np.array([0.2, 0.3, 0.5])
+    made = Lab(store, OPTIONS, seed=1).run_mix(mix)
+    lab = Lab(store, OPTIONS, seed=1, staging=tmp_path / "staging", folder=tmp_path / "kept")
+    scored = lab.score_run(mix, lab.train("reference", lab.batches(mix)))
+    monkeypatch.setattr("mixc.solve.trainer.Trainer.train", None)
+    known = lab.run_mix(mix)
+    for run in (scored, known):
+        assert np.array_equal(run.bits_per_byte, made.bits_per_byte)
+        assert np.array_equal(run.losses_per_step, made.losses_per_step)
+        assert (run.tokens, run.flops) == (made.tokens, made.flops)
+
+
 def test_people_see_what_a_run_is_on(store, tmp_path, capsys):
     lab = Lab(store, OPTIONS, seed=1, staging=tmp_path / "staging", folder=tmp_path / "kept")
     lab.run_mix(np.full(3, 1 / 3), label="on uniform, seed 1")

@@ -83,8 +83,8 @@ class Sampler:
     `known_steps` batches follow from the counts alone; None: counts may depend on the run itself.
     Steps are cheapest in order; an earlier one than the last is counted anew from step 0.
 
-    With a `share` below 1, a part of the batches: of each domain's rows the first, and of the
-    others so large a share, evenly over the run.
+    With a `share` below 1, a part of the batches: so many of each domain's rows, evenly over the
+    run from the first on.
     """
 
     def __init__(
@@ -121,10 +121,9 @@ class Sampler:
     def places(self, step: int) -> Index:
         """Where the rows of a step's batch, or of the part of it, stand in the whole, int64[B]."""
         before, counts = self._at(step)
-        domain, size = np.repeat(np.arange(len(counts)), counts), len(counts)
-        number = before[domain] + count_up(counts)
-        due = rows_of_part(number + 1, domain, size, self._share)
-        return np.flatnonzero(due > rows_of_part(number, domain, size, self._share))
+        number = np.repeat(before, counts) + count_up(counts)
+        due = rows_of_part(number + 1, self._share) > rows_of_part(number, self._share)
+        return np.flatnonzero(due)
 
     def _read(self, step: int) -> list[tuple[Index, NDArray[np.generic]]]:
         before, counts = self._at(step)
@@ -148,13 +147,10 @@ class Sampler:
         return self._before, self._now
 
 
-def rows_of_part(rows: Index, domain: Index, domains: int, share: float) -> Index:
-    """How many of the first `rows` rows of each domain stand in a part, int64 of the same shape.
-
-    Domains take turns, so that the rows of a step are about as many as those of any other.
-    """
-    due = np.floor(np.maximum(rows - 1, 0) * share + domain / domains).astype(np.int64)
-    return np.where(rows > 0, 1 + due, 0)
+def rows_of_part(rows: Index, share: float) -> Index:
+    """How many of a domain's first `rows` rows stand in a part of the batches, int64."""
+    due: Index = np.ceil(rows * share).astype(np.int64)
+    return due
 
 
 def counts_of(labels: NDArray[np.unsignedinteger], size: int, domains: int) -> Counts:

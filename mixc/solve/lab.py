@@ -327,7 +327,7 @@ class Lab:
         from mixc.proxy.sampler import rows_of_part
 
         drawn = self._drawn(weights)
-        scored = rows_of_part(drawn, np.arange(len(drawn)), len(drawn), share)
+        scored = rows_of_part(drawn, share)
         if self.kept_rows is not None and self.folder is not None and ranks.count() == 1:
             scored = np.minimum(scored, self.kept_rows)
         return float(scored.sum() / drawn.sum())

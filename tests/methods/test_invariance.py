@@ -36,18 +36,30 @@ def answers(recipe):
     return answer
 
 
+BACK = np.argsort(TURNED)
+
+
+class Relabelled:
+    """The same batches under the domains' other numbers."""
+
+    def __init__(self, batches):
+        self.batches, self.places = batches, batches.places
+
+    def __call__(self, step):
+        return Batch(self.batches(step).tokens, BACK[self.batches(step).domain])
+
+    def part(self, share):
+        return Relabelled(self.batches.part(share))
+
+
 def renumbered(problem):
     """The problem with domain TURNED[k] as its domain k, and the same batches."""
-    lab, back = problem.lab, np.argsort(TURNED)
-
-    def relabelled(batches):
-        return lambda step: Batch(batches(step).tokens, back[batches(step).domain])
-
+    lab = problem.lab
     other = copy.copy(lab)
     other.domains = tuple(lab.domains[k] for k in TURNED)
-    other.batches = lambda weights: relabelled(lab.batches(weights[back]))
-    other.scheduled_batches = lambda policy: relabelled(
-        lab.scheduled_batches(lambda step: policy(step)[back])
+    other.batches = lambda weights: Relabelled(lab.batches(weights[BACK]))
+    other.scheduled_batches = lambda policy: Relabelled(
+        lab.scheduled_batches(lambda step: policy(step)[BACK])
     )
     return replace(problem, domains=other.domains, tokens=problem.tokens[TURNED], lab=other)
 

@@ -28,10 +28,10 @@ SMALL = {
 TRAINING = [name for name, entry in METHODS.items() if entry.trains]
 
 
-def make_recipe(folder, *, domains=tuple(CORPUS), workers=1):
-    """Write the corpora and a recipe that names them in this order, and tokenize."""
+def make_recipe(folder, *, corpus=CORPUS, workers=1):
+    """Write the corpora and a recipe that names them in their order, and tokenize."""
     solve = {"method": "natural", "proxy": PROXY, "check": False}
-    path = write_corpus(folder, {name: CORPUS[name] for name in domains}, solve=solve, seed=4)
+    path = write_corpus(folder, corpus, solve=solve, seed=4)
     tokenize(load(path), workers=workers)
     return path
 

@@ -110,7 +110,7 @@ def solve(problem: Problem, options: Options) -> Solution:
     train_options = lab.train_options()
     records = new_records(train_options.steps, count)
     who = roles_of(problem.domains, options)
-    slots = Slots(options, problem.domains, problem.seed)
+    slots = Slots(options, tuple(lab.names[name] for name in problem.domains), problem.seed)
     rate = partial(rate_at, options=train_options)
     weigh = mirror_descent(options, who, records, rate, peak_rate(train_options))
     batches = lab.batches(np.full(count, 1 / count))
@@ -161,20 +161,20 @@ class Slots:
     """
 
     options: Options
-    domains: tuple[str, ...]
+    names: tuple[str, ...]  # of the domains' random streams
     seed: int
 
     @property
     def count(self) -> int:
         """How many there are."""
-        count = len(self.domains)
+        count = len(self.names)
         if self.options.variant == "paper":
             return 2 * count if self.options.diagonal == "split" else count
         return count if self.options.target else count + 1
 
     def of(self, domain: Index, step: int) -> Index:
         """The slot of each row of a step's batch, int64[B], of the rows' domains, int64[B]."""
-        count = len(self.domains)
+        count = len(self.names)
         if self.count == count:
             return domain
         if self.options.variant == "paper":
@@ -188,7 +188,7 @@ class Slots:
     def _lots(self, domain: Index, step: int) -> Weights:
         """A random number for each row, infinite for the first of each domain: it keeps that."""
         lot = np.full(len(domain), np.inf)
-        for k, name in enumerate(self.domains):
+        for k, name in enumerate(self.names):
             rows = np.flatnonzero(domain == k)[1:]
             lot[rows] = Stream(self.seed, "doge", name, step).uniforms(len(rows))
         return lot

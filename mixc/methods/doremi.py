@@ -124,7 +124,7 @@ def solve(problem: Problem, options: Options) -> Solution:
 
 
 def run_count(problem: Problem, options: Options) -> int:  # noqa: ARG001
-    """Rounds, at most."""
+    """Runs of a reference and a proxy: one a round, at most."""
     return options.rounds
 
 

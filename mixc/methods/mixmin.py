@@ -90,7 +90,8 @@ def solve(problem: Problem, options: Options) -> Solution:
             "the target of mixmin holds no token out",
             help="raise holdout.fraction, or name other domains under solve.mixmin.target",
         )
-    target.sort(key=lambda k: -problem.lab.held_bytes[k])  # blocks, however domains are numbered
+    # The bootstrap's blocks are the same, whatever domains are called.
+    target.sort(key=lambda k: problem.lab.names[problem.domains[k]])
     held = []
     tokens, flops = 0, 0.0
     for number in sources:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,8 +72,7 @@ class Decks:
 
     def _shuffle_pass(self, domain: int, number: int) -> Index:
         assert self.prefix_rows is not None
-        name = f"prefix/{self.seq_len}"
-        stream = Stream(self.seed, name, self.streams[domain].domain, number)
+        stream = Stream(self.seed, f"prefix/{self.seq_len}", self.streams[domain].name, number)
         return stream.permutation(int(self.prefix_rows[domain]))
 
 
@@ -80,6 +80,7 @@ class Sampler:
     """`Batches`: the batch of a step. Its rows stand by domain, each domain's in deck order.
 
     `ids` maps the store's token ids to those of the model, int64[V]; by default they are the same.
+    `numbers`, int64[K], are those of the decks' domains in the batches; by default their places.
     `known_steps` batches follow from the counts alone; None: counts may depend on the run itself.
     Steps are cheapest in order; an earlier one than the last is counted anew from step 0.
 
@@ -94,29 +95,31 @@ class Sampler:
         ids: Index | None = None,
         known_steps: int | None = None,
         share: float = 1.0,
+        numbers: Index | None = None,
     ) -> None:
         self._decks, self._counts, self._ids = decks, counts, ids
         self.known_steps, self._share = known_steps, share
+        self._numbers = np.arange(len(decks.streams)) if numbers is None else numbers
         self._begin()
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step."""
-        tokens = np.concatenate([values for _, values in self._read(step)])[self.places(step)]
+        tokens = self._of_part(step, np.concatenate([values for _, values in self._read(step)]))
         wide = tokens.astype(np.int64) if self._ids is None else self._ids[tokens]
         return Batch(wide, self.domains(step))
 
     def domains(self, step: int) -> Index:
         """The domain of each row of a step's batch, int64[B]."""
         _, counts = self._at(step)
-        return np.repeat(np.arange(len(counts)), counts)[self.places(step)]
+        return self._of_part(step, np.repeat(self._numbers, counts))
 
     def rows(self, step: int) -> Index:
         """The number in its domain's stream of each row of a step's batch, int64[B]."""
-        return np.concatenate([rows for rows, _ in self._read(step)])[self.places(step)]
+        return self._of_part(step, np.concatenate([rows for rows, _ in self._read(step)]))
 
     def part(self, share: float) -> Sampler:
         """A part of these batches: see above."""
-        return Sampler(self._decks, self._counts, self._ids, self.known_steps, share)
+        return Sampler(self._decks, self._counts, self._ids, self.known_steps, share, self._numbers)
 
     def places(self, step: int) -> Index:
         """Where the rows of a step's batch, or of the part of it, stand in the whole, int64[B]."""
@@ -124,6 +127,10 @@ class Sampler:
         number = np.repeat(before, counts) + count_up(counts)
         due = rows_of_part(number + 1, self._share) > rows_of_part(number, self._share)
         return np.flatnonzero(due)
+
+    def _of_part(self, step: int, rows: NDArray[Any]) -> NDArray[Any]:
+        """Of what there is for each row of the whole batch, that of the part's rows."""
+        return rows if self._share == 1 else rows[self.places(step)]
 
     def _read(self, step: int) -> list[tuple[Index, NDArray[np.generic]]]:
         before, counts = self._at(step)

@@ -57,7 +57,8 @@ class DomainStream:
     """The stream of one domain, cut into rows of `seq_len` tokens.
 
     With `weights`, an epoch has each document as often as it is drawn (`mixc.rows.weights`), and
-    its size changes. Raises MX061 if a domain's documents weigh too little or too much.
+    its size changes. `name`, by default the domain's, names its random streams. Raises MX061 if a
+    domain's documents weigh too little or too much.
     """
 
     def __init__(
@@ -68,8 +69,10 @@ class DomainStream:
         seq_len: int,
         seed: int,
         weights: DocumentWeights | None = None,
+        name: str | None = None,
     ) -> None:
         self.domain, self.seq_len, self.seed = domain, seq_len, seed
+        self.name = domain if name is None else name
         self.shards = list(store.documents(domain))
         self._dtype, self._eot_id = store.dtype, store.eot_id
         counts = [len(shard) for shard in self.shards]
@@ -158,7 +161,7 @@ class DomainStream:
 
     def _shuffle_rows(self, epoch: int) -> tuple[int, Narrow]:
         first, stop = (place // self._step for place in self._borders.one(epoch))
-        stream = Stream(self.seed, f"deck/{self.seq_len}", self.domain, epoch)
+        stream = Stream(self.seed, f"deck/{self.seq_len}", self.name, epoch)
         with _TURNS:
             return first, narrow(stream.permutation(stop - first))
 
@@ -189,8 +192,8 @@ class DomainStream:
     def epoch_order(self, epoch: int) -> Index:
         """The training documents in the order of an epoch, int64[n]."""
         if self._units is not None:
-            return draw(self._units, seed=self.seed, domain=self.domain, epoch=epoch)
-        return Stream(self.seed, "documents", self.domain, epoch).permutation(len(self.training))
+            return draw(self._units, seed=self.seed, domain=self.name, epoch=epoch)
+        return Stream(self.seed, "documents", self.name, epoch).permutation(len(self.training))
 
     def _lay_out_epoch(self, epoch: int) -> _Epoch:
         with _TURNS:

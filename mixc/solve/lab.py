@@ -1,6 +1,7 @@
-"""Where methods train and score small models, on the same rows that builds emit.
+"""Where methods train and score small models, on rows that are cut as builds cut them.
 
-Torch is imported when the first model is trained, not before.
+Nothing hangs on what domains are called, or on their numbers. Torch is imported when the first
+model is trained, not before.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from mixc.proxy.repetition import matched_rows
 from mixc.recipe import Proxy
 from mixc.rows.stream import DomainStream
 from mixc.solve import runs
+from mixc.solve.names import names_of, order_of
 from mixc.solve.problem import Schedule
 from mixc.solve.runs import MixRun
 from mixc.solve.trainer import QUIETLY, Running, Trainer, environment
@@ -33,12 +35,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mixc.proxy.model import Model
-    from mixc.proxy.sampler import Decks, Sampler
+    from mixc.proxy.sampler import Counts, Decks, Sampler
     from mixc.proxy.train import Backward, Batches, Objective, Records, Trained, TrainOptions
     from mixc.proxy.vocabulary import Vocabulary
 
 Weights = NDArray[np.float64]
-_RUN_ALGORITHM = 2  # a change of what a run on a fixed mix comes to raises it
+_RUN_ALGORITHM = 3  # a change of what a run on a fixed mix comes to raises it
 
 
 class Lab:
@@ -68,6 +70,15 @@ class Lab:
         self.staging, self.folder, self.key = staging, folder, key
         self.domains = tuple(store.domains)
         self._others: dict[int, Lab] = {}
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """What the random streams of each domain are named by: its documents, not its name."""
+        return names_of(self.store)
+
+    @cached_property
+    def _order(self) -> NDArray[np.int64]:
+        return order_of(self.names)
 
     @property
     def batch_rows(self) -> int:
@@ -142,7 +153,7 @@ class Lab:
             return known
         batches = self.batches(weights) if schedule is None else self._staged_batches(schedule)
         trained = self.trainer.train(f"mix-{key[:16]}", batches, label=label)
-        run = self.score_run(weights, trained, schedule=schedule)
+        run = self._score(trained, path)
         if path is not None:
             self.trainer.forget(f"mix-{key[:16]}")
         return run
@@ -154,9 +165,11 @@ class Lab:
 
         `run_mix` then finds it, and trains no other.
         """
+        return self._score(trained, self._kept_run(weights, schedule)[0])
+
+    def _score(self, trained: Trained, path: Path | None) -> MixRun:
         bits = self.bits_per_byte(trained.model)
         run = MixRun(bits, trained.losses, trained.tokens, trained.flops)
-        path, _ = self._kept_run(weights, schedule)
         if path is not None:
             runs.save(path, run)
         return run
@@ -196,16 +209,16 @@ class Lab:
         return self._others[seed]
 
     def _drawn(self, weights: Weights) -> NDArray[np.int64]:
-        """The rows of each domain that a run on a fixed mix reads, int64[K]: they are the run."""
+        """The rows of each deck that a run on a fixed mix reads, int64[K]: they are the run."""
         rows = self.batch_rows * self.options.steps
-        return row_counts(weights, rows, np.full(len(weights), rows)).rows
+        return row_counts(weights[self._order], rows, np.full(len(weights), rows)).rows
 
     def batches(self, weights: Weights) -> Sampler:
         """Batches in which every prefix of rows honours `weights` (Tijdeman), from the decks."""
-        from mixc.proxy.sampler import Sampler, counts_of
+        from mixc.proxy.sampler import counts_of
 
         steps = counts_of(assign(self._drawn(weights)), self.batch_rows, len(weights))
-        return Sampler(self.decks, steps, self._ids, known_steps=self.options.steps)
+        return self._sampler(steps, known_steps=self.options.steps)
 
     def scheduled_batches(self, policy: Callable[[int], Weights]) -> Sampler:
         """Batches under weights that change by step: `policy(t)` holds for step t, float64[K].
@@ -214,9 +227,17 @@ class Lab:
         is carried into the steps to come. What is drawn follows from the weights of all steps so
         far, which are asked for again where a run goes on from a checkpoint.
         """
-        from mixc.proxy.sampler import Sampler, scheduled_counts
+        from mixc.proxy.sampler import scheduled_counts
 
-        return Sampler(self.decks, scheduled_counts(policy, self.batch_rows), self._ids)
+        return self._sampler(
+            scheduled_counts(lambda step: policy(step)[self._order], self.batch_rows)
+        )
+
+    def _sampler(self, counts: Counts, known_steps: int | None = None) -> Sampler:
+        """Batches of so many rows of each deck."""
+        from mixc.proxy.sampler import Sampler
+
+        return Sampler(self.decks, counts, self._ids, known_steps, numbers=self._order)
 
     def _staged_batches(self, schedule: Schedule) -> Sampler:
         """Batches that follow a schedule over the run's steps."""
@@ -229,11 +250,15 @@ class Lab:
 
     @cached_property
     def decks(self) -> Decks:
-        """The rows of the domains. Raises MX051 if a domain has nothing to train on."""
+        """The rows of the domains, which stand in the order of their documents' names.
+
+        Raises MX051 if a domain has nothing to train on.
+        """
         from mixc.proxy.sampler import Decks
 
-        streams = [self._stream(name) for name in self.domains]
-        return Decks(streams, seed=self.seed, prefix_rows=self.kept_rows)
+        streams = [self._stream(self.domains[number]) for number in self._order]
+        kept = None if self.kept_rows is None else self.kept_rows[self._order]
+        return Decks(streams, seed=self.seed, prefix_rows=kept)
 
     @cached_property
     def kept_rows(self) -> NDArray[np.int64] | None:
@@ -279,7 +304,13 @@ class Lab:
         return None if self.folder is None else self.folder / name
 
     def _stream(self, domain: str) -> DomainStream:
-        stream = DomainStream(self.store, domain, seq_len=self.options.seq_len, seed=self.seed)
+        stream = DomainStream(
+            self.store,
+            domain,
+            seq_len=self.options.seq_len,
+            seed=self.seed,
+            name=self.names[domain],
+        )
         if stream.epoch_tokens == 0:
             raise MixcError(
                 "MX051",
@@ -327,9 +358,9 @@ class Lab:
         from mixc.proxy.sampler import rows_of_part
 
         drawn = self._drawn(weights)
-        scored = rows_of_part(drawn, share)
+        scored = rows_of_part(drawn, share)  # of each deck
         if self.kept_rows is not None and self.folder is not None and ranks.count() == 1:
-            scored = np.minimum(scored, self.kept_rows)
+            scored = np.minimum(scored, self.kept_rows[self._order])
         return float(scored.sum() / drawn.sum())
 
     @property

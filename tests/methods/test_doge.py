@@ -175,7 +175,7 @@ def test_the_universal_target_takes_its_share_of_rows_and_leaves_each_domain_one
         assert ((slot == domain) | (slot == 3)).all()
         taken += np.bincount(domain[slot == 3], minlength=3)
     assert taken / taken.sum() == pytest.approx(np.full(3, 1 / 3), abs=0.05)
-    # It follows from the domains' names, not from their order.
+    # It follows from the names of the domains' streams, not from their order.
     turned = Slots(Options(variant="official"), ("c", "a", "b"), seed=0)
     other = turned.of(np.array([1, 2, 0])[domain], 5)
     assert np.array_equal(other == 3, slots.of(domain, 5) == 3)

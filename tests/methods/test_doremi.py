@@ -235,30 +235,37 @@ def test_options_are_checked():
 # ---- T2: unigram domains, each with a posterior mean of its own (the paper's appendix D) ----
 
 UNIGRAMS = np.array([(1, 0, 0), (0.7, 0.2, 0.1), (1 / 3, 1 / 3, 1 / 3)])
-# Tokens of each domain in its own proportions: means over them are exact.
-EVERY = np.array([0, *(3 + np.repeat([0, 1, 2], [7, 2, 1])), 6, 7, 8])
+PUBLISHED = (0.39, 0.61, 0.0)  # the paper's answer, of one run
 
 
-def unigram_weights(seed, steps=500, eta=0.5):
-    """Mean alpha of 500 steps of one token each, against a reference that saw 500 tokens evenly.
+def unigram_weights(seed, steps=500, eta=0.5, scored=30):
+    """Mean alpha of 500 steps of one token each, as the appendix tells it.
 
     A model is the mean of a posterior: 1/3 of a token of each kind before, and the tokens seen,
-    which count for their domain's alpha with the proxy.
+    which count for their domain's alpha with the proxy and as 1 with the reference. Excesses are
+    those of 30 other tokens, ten of each domain. No smoothing is named there.
     """
-    lots = Stream(seed, "unigrams").uniforms(5 * steps).reshape(5, steps)
-    kinds = [np.searchsorted(np.cumsum(p)[:2], u) for p, u in zip(UNIGRAMS, lots[:3], strict=True)]
-    reference = 1 / 3 + np.stack([np.bincount(k[: steps // 3], minlength=3) for k in kinds])
+    stream = Stream(seed, "unigrams").uniforms(2 * steps + scored)
+    domains = (3 * stream[:steps]).astype(np.int64)
+    kinds = kinds_of(domains, stream[steps : 2 * steps])
+    asked = np.repeat(np.arange(3), scored // 3)
+    seen = kinds_of(asked, stream[2 * steps :])
+    reference, counts = np.full((3, 3), 1 / 3), np.full((3, 3), 1 / 3)
+    np.add.at(reference, (domains, kinds), 1)
     reference /= reference.sum(axis=1, keepdims=True)
-    domains = (3 * lots[3]).astype(np.int64)
-    counts, alpha, seen = np.full((3, 3), 1 / 3), UNIFORM, []
-    for domain, lot in zip(domains, lots[4], strict=True):
+    alpha, path = UNIFORM, []
+    for domain, kind in zip(domains, kinds, strict=True):
         proxy = counts / counts.sum(axis=1, keepdims=True)
-        excess = np.maximum(np.log(reference / proxy).ravel()[EVERY], 0)
-        lam = np.bincount(EVERY // 3, excess) / np.bincount(EVERY // 3)
-        alpha = update(alpha, lam, ALL, eta, 1e-3)
-        counts[domain, np.searchsorted(np.cumsum(UNIGRAMS[domain])[:2], lot)] += alpha[domain]
-        seen.append(alpha)
-    return np.mean(seen, axis=0)
+        excess = np.maximum(np.log(reference / proxy)[asked, seen], 0)
+        alpha = update(alpha, excess.reshape(3, -1).mean(axis=1), ALL, eta, 0.0)
+        counts[domain, kind] += alpha[domain]
+        path.append(alpha)
+    return np.mean(path, axis=0)
+
+
+def kinds_of(domains, uniforms):
+    """A token of each of these domains."""
+    return (uniforms[:, None] >= np.cumsum(UNIGRAMS, axis=1)[domains, :2]).sum(axis=1)
 
 
 def error(n):
@@ -277,28 +284,21 @@ def test_t2_the_best_split_gives_what_the_prior_knows_nothing():
     assert (np.diff(error(np.full(3, 50.0))) > 0).all()
 
 
-def test_t2_whichever_domain_takes_off_the_others_follow_the_best_split():
-    """The order of the best split, 2 > 1 > 3, is the answer of some 40% of runs, not of all.
+def test_t2_the_second_domain_first_and_the_third_last():
+    """The paper's order, 2 > 1 > 3, is that of the median run and of half of all; its weights are
+    among what single runs give.
 
-    One token a step makes the first domain, which has no noise, as good as its reference soon. Of
-    the others one takes off, and which is luck: each token's excess counts where it is above 0 and
-    nothing below makes up for it, so lambda is about the spread of a token's excess. In the third
-    that spread is there though the mean is not, and training on it feeds it: its proxy began with
-    the truth, and is behind its reference until it has seen as much. Where the second takes off,
-    the third falls to the least: 2 > 1 > 3. Else it is 3 > 1 > 2, or both end above the first.
-    Neither tokens drawn by alpha, nor losses of single tokens, nor batches of a token of each
-    domain make the best split's order that of the mean over runs; excesses clipped by domain lift
-    the first domain instead.
+    One token a step is loud. The first domain has no noise and is as good as its reference soon;
+    of the others one takes off. Where the third does, its proxy, which began with the truth, is
+    fed what spoils it, and lags behind its reference as long as the second would.
     """
-    runs = np.array([unigram_weights(seed) for seed in range(64)])
-    order = np.argsort(-runs, axis=1)
-    as_split = (order == [1, 0, 2]).all(axis=1)
-    assert 0.3 < as_split.mean() < 0.5
-    fallen = runs[:, 2] < runs[:, 0]
-    assert as_split[fallen].all()
-    assert runs[fallen].mean(axis=0) == pytest.approx([0.18, 0.74, 0.08], abs=0.03)
-    assert (order[:, 0] != 0).all()
-    assert runs.mean(axis=0).argmin() == 0
+    runs = np.array([unigram_weights(seed) for seed in range(200)])
+    assert np.argsort(-np.median(runs, axis=0)).tolist() == [1, 0, 2]
+    orders, count = np.unique(np.argsort(-runs, axis=1), axis=0, return_counts=True)
+    often = np.argsort(-count)
+    assert orders[often[0]].tolist() == [1, 0, 2]
+    assert count[often[0]] > 1.5 * count[often[1]]
+    assert np.abs(runs - PUBLISHED).max(axis=1).min() < 0.03
 
 
 def test_t2_what_goes_by_the_loss_puts_the_third_first():

@@ -1,4 +1,4 @@
-"""What no method's answer depends on: how domains are numbered, and how many processes work."""
+"""What no method's answer depends on: numbers and names of domains, and how many processes work."""
 
 import copy
 import json
@@ -64,18 +64,22 @@ def renumbered(problem):
     return replace(problem, domains=other.domains, tokens=problem.tokens[TURNED], lab=other)
 
 
+def bounds(solution):
+    return solution.weights, solution.low, solution.high
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_t14_other_numbers_for_the_domains_permute_the_answer(recipe, answers, name):
     problem, options = every_method.problem_for(recipe, name)
     plain, other = answers(name), run_method(name, renumbered(problem), options)
-    for one, turned in zip(
-        (plain.weights, plain.low, plain.high), (other.weights, other.low, other.high), strict=True
-    ):
+    for one, turned in zip(bounds(plain), bounds(other), strict=True):
         assert turned == pytest.approx(one[TURNED], abs=1e-6)
 
 
 def test_t14_the_order_in_the_recipe_and_the_workers_change_nothing(answers, tmp_path):
-    turned = every_method.make_recipe(tmp_path, domains=reversed(every_method.CORPUS), workers=3)
+    turned = every_method.make_recipe(
+        tmp_path, corpus=dict(reversed(every_method.CORPUS.items())), workers=3
+    )
     for name in METHODS:
         found = run_method(name, *every_method.problem_for(turned, name))
         assert np.array_equal(found.weights, answers(name).weights), name
@@ -88,4 +92,16 @@ def test_t14_two_processes_find_what_one_finds(recipe, answers):
     done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     for name, weights in json.loads(done.stdout).items():
-        assert answers(name).weights == pytest.approx(weights, abs=1e-6), name
+        # MixMin divides by how far models are apart, which is little after six steps.
+        exact = 1e-5 if name == "mixmin" else 1e-6
+        assert answers(name).weights == pytest.approx(weights, abs=exact), name
+
+
+def test_t14_other_names_for_the_domains_rename_the_answer(answers, tmp_path):
+    names = sorted(every_method.CORPUS)
+    renamed = {name: every_method.CORPUS[names[k]] for name, k in zip(names, TURNED, strict=True)}
+    other = every_method.make_recipe(tmp_path, corpus=renamed)
+    for name in METHODS:
+        found = run_method(name, *every_method.problem_for(other, name))
+        for one, turned in zip(bounds(answers(name)), bounds(found), strict=True):
+            assert turned == pytest.approx(one[TURNED], abs=1e-6), name

@@ -84,10 +84,8 @@ def test_on_a_tie_the_simple_mix_may_be_the_answer(path, solved):
 
 
 def test_doubts_are_of_the_answer_that_is_taken(path):
-    loud = [
-        "solve.doremi={eta: 200, scored: 1}",
-        "solve.seeds=2",
-    ]  # its weights are on one domain, by chance
+    # One run at such a rate ends on one domain, whichever that is.
+    loud = ["solve.doremi={eta: 1e5, scored: 1, smoothing: 0}"]
     kept = pipeline.solve_weights(load(path, loud)).manifest
     assert any("nearly all of the weight" in doubt for doubt in kept["doubts"])
     taken = pipeline.solve_weights(load(path, [*loud, "solve.check.on_tie=simple"])).manifest

@@ -1,0 +1,36 @@
+"""What domains are told apart by in a solve: their documents, whatever they are called.
+
+An answer then does not hang on names: random streams are named by documents, and where two domains
+are otherwise equal the documents decide which of them comes first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from mixc.store.store import Store
+
+
+def names_of(store: Store) -> dict[str, str]:
+    """A name for each domain, by what it is called: a hash of its documents' ids, in their order.
+
+    Domains of the same documents are numbered, so that they do not share their random streams.
+    """
+    names, copies = {}, Counter[str]()
+    for domain in store.domains:
+        digest = xxhash.xxh3_128()
+        for shard in store.documents(domain):
+            digest.update(np.ascontiguousarray(shard.doc_id).data)
+        found = digest.hexdigest()
+        names[domain] = f"{found}/{copies[found]}"
+        copies[found] += 1
+    return names
+
+
+def order_of(names: dict[str, str]) -> NDArray[np.int64]:
+    """The domains' numbers in the order of these names, int64[K]."""
+    return np.argsort(np.array(list(names.values())), kind="stable")

@@ -24,6 +24,7 @@ from mixc.build import plan as plan_module
 from mixc.build import provenance
 from mixc.errors import MixcError
 from mixc.recipe import load
+from mixc.store import parts
 from mixc.store.hashes import hash_file, seal, unseal
 from mixc.tokenize.stage import tokenize
 
@@ -110,6 +111,28 @@ def small_blocks(tokens):
         yield
     finally:
         plan_module._BLOCK_TOKENS = before
+
+
+def watch_blocks(patch, told):
+    """Have `told(path, offset)` called before a block is written, whichever way it goes."""
+    write_from, write = parts.write_from, parts.Window.write
+
+    def through(path, offset, *others):
+        told(path, offset)
+        write_from(path, offset, *others)
+
+    def past(window, path, offset, size):
+        told(path, offset)
+        write(window, path, offset, size)
+
+    patch.setattr(parts, "write_from", through)
+    patch.setattr(parts.Window, "write", past)
+
+
+def past_the_page_cache(folder):
+    """Whether files in a folder can be written past the page cache."""
+    parts.reserve(folder / "probe", 1)
+    return parts.Window.fits(folder / "probe")
 
 
 # ---- what a store holds, the slow way ----

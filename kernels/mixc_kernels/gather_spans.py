@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from mmap import PAGESIZE
 from typing import Any
 
@@ -20,7 +21,7 @@ _size = types.uintp
 _memcpy: Any = types.ExternalFunction("memcpy", _size(_size, _size, _size))
 _madvise: Any = types.ExternalFunction("madvise", types.int32(_size, _size, types.int32))
 _POPULATE_READ, _PAGE = 22, PAGESIZE
-_FETCHED = 256  # bytes of a span that are asked for ahead
+_FETCHED, _AHEAD = 256, 8  # bytes of a span that are asked for, and so many spans ahead
 
 
 @dataclass(frozen=True)
@@ -130,21 +131,33 @@ def _take_words(
         out[i] = _word(addresses[number] + np.uint64(place) * np.uint64(8))  # type: ignore[call-arg]
 
 
-def populate(addresses: NDArray[np.uint64], sizes: Index) -> None:
+def populate(addresses: NDArray[np.uint64], sizes: Index) -> int | None:
     """Bring what lies in memory at `addresses`, `sizes[i]` bytes each, both [n], into the page
     tables, from the disk if need be; as well as the system can (Linux 5.14 and later).
 
-    What cannot be read is left out: whoever reads it will see. Other threads run meanwhile.
+    Gives the number of the first that cannot be read, where the system tells. Other threads run
+    meanwhile.
     """
-    _populate(addresses, sizes)
+    failed = int(_populate(addresses, sizes))
+    return failed if failed < len(addresses) and _populates() else None
+
+
+@lru_cache(1)
+def _populates() -> bool:
+    """Whether the system can: an old one refuses all that it is asked for."""
+    there = np.zeros(1, np.int64)
+    return int(_populate(np.array([there.ctypes.data], np.uint64), there + 8)) == 1
 
 
 @numba.njit(cache=True, nogil=True)
-def _populate(addresses: NDArray[np.uint64], sizes: Index) -> None:  # pragma: no cover - compiled
-    page = np.uint64(_PAGE)
+def _populate(addresses: NDArray[np.uint64], sizes: Index) -> int:  # pragma: no cover - compiled
+    page, failed = np.uint64(_PAGE), len(addresses)
     for i in range(len(addresses)):
         begin = addresses[i] // page * page
-        _madvise(begin, addresses[i] - begin + np.uint64(sizes[i]), np.int32(_POPULATE_READ))
+        size = addresses[i] - begin + np.uint64(sizes[i])
+        if _madvise(begin, size, np.int32(_POPULATE_READ)) != 0:
+            failed = min(failed, i)
+    return failed
 
 
 def fetch_begins(vectors: NDArray[np.uint64]) -> None:
@@ -172,10 +185,38 @@ def _prefetch(typing: Any, address: Any) -> Any:  # noqa: ARG001 # pragma: no co
 
 
 @numba.njit(cache=True, nogil=True)
+def _fetch(address: np.uint64, size: np.uint64) -> None:  # pragma: no cover - compiled
+    for at in range(0, min(size, np.uint64(_FETCHED)), 64):
+        _prefetch(address + np.uint64(at))  # type: ignore[call-arg]
+
+
+@numba.njit(cache=True, nogil=True)
 def _fetch_begins(vectors: NDArray[np.uint64]) -> None:  # pragma: no cover - compiled
     for i in range(len(vectors)):
-        for at in range(0, min(vectors[i, 1], np.uint64(_FETCHED)), 64):
-            _prefetch(vectors[i, 0] + np.uint64(at))  # type: ignore[call-arg]
+        _fetch(vectors[i, 0], vectors[i, 1])
+
+
+def copy_all(addresses: NDArray[np.uint64], sizes: Index, out: NDArray[Any]) -> None:
+    """Copy what lies at `addresses`, `sizes[i]` bytes each, both [n], end to end to `out`.
+
+    `out` is contiguous. Raises ValueError unless they fill it. An address that cannot be read ends
+    the process.
+    """
+    if not out.flags.c_contiguous or sizes.min(initial=0) < 0 or int(sizes.sum()) != out.nbytes:
+        raise ValueError("the bytes do not fill the buffer")
+    _copy_all(addresses, sizes, out)
+
+
+@numba.njit(cache=True, nogil=True)
+def _copy_all(
+    addresses: NDArray[np.uint64], sizes: Index, out: NDArray[Any]
+) -> None:  # pragma: no cover - compiled
+    target, count = np.uint64(out.ctypes.data), len(addresses)
+    for i in range(count):
+        if i + _AHEAD < count:
+            _fetch(addresses[i + _AHEAD], np.uint64(sizes[i + _AHEAD]))
+        _memcpy(target, addresses[i], np.uint64(sizes[i]))
+        target += np.uint64(sizes[i])
 
 
 def gather_spans_reference(

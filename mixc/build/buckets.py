@@ -24,7 +24,7 @@ from mixc.build.blocks import BlockTask, Builder, Origin, from_store, sources_of
 from mixc.build.provenance import BlockRows
 from mixc.engine.threads import in_order
 from mixc.rows.stream import targets
-from mixc.store import commit
+from mixc.store import commit, parts
 
 Index = NDArray[np.int64]
 _LEAST_BYTES, _RUN_BYTES = 1 << 28, 1 << 20
@@ -114,12 +114,12 @@ class Buckets:
         begins = np.concatenate([np.zeros(1, np.int64), ends])
         window = np.concatenate(windows)
         order = np.argsort(window, kind="stable")
-        parts = ([one.shard, one.at, one.spans.length] for one in rows)
-        columns = np.concatenate([np.stack(part) for part in parts], axis=1)[:, order]
+        found = ([one.shard, one.at, one.spans.length] for one in rows)
+        columns = np.concatenate([np.stack(one) for one in found], axis=1)[:, order]
         spans = np.searchsorted(window[order], np.arange(count + 1))
         noted = (spans, begins[:: len(tasks)], begins[:-1].reshape(count, -1).T, columns)
         commit.write_file(self._path(bucket, "asked"), b"".join(one.tobytes() for one in noted))
-        commit.reserve(self._path(bucket, "bin"), int(begins[-1]) * self._builder.dtype.itemsize)
+        parts.reserve(self._path(bucket, "bin"), int(begins[-1]) * self._builder.dtype.itemsize)
         return [task.number for task in tasks]
 
     def _asked(self, bucket: int) -> _Asked:
@@ -144,7 +144,7 @@ class Buckets:
             out = np.empty(int(length.sum()), self._builder.dtype)
             gather_spans(pool, shard - first, at, targets(length), length, out)
             offset = int(asked.tokens[window]) * width
-            commit.write_at(self._path(bucket, "bin"), offset, out.data.cast("B"))
+            parts.write_at(self._path(bucket, "bin"), offset, out.data.cast("B"))
 
     def _take(self, bucket: int) -> Pool:
         """The tokens of a bucket, for one more of its blocks; its files are gone with the last."""

@@ -27,7 +27,7 @@ from mixc.build.gather import place_tokens
 from mixc.build.provenance import BlockRows
 from mixc.engine.threads import in_order
 from mixc.rows.stream import count_up, within_rows
-from mixc.store import commit
+from mixc.store import commit, parts
 from mixc.store.columns import map_numbers
 from mixc.writers.sequences import StreamSpec
 
@@ -83,11 +83,12 @@ class Decks:
         total = self._upto(rows, written)
         for domain, count in enumerate(total.tolist()):
             path = self._path(domain)
-            commit.reserve(path, max(_size(path), count * self._width))
+            parts.reserve(path, max(_size(path), count * self._width))
         find = choose(task for task in self._tasks(total, written) if task.known is None)
 
         def place(task: BlockTask) -> tuple[BlockTask, str]:
-            mine = replace(builder, path=self._path(int(task.labels[0])), published=None)
+            path = self._path(int(task.labels[0]))
+            mine = replace(builder, path=path, published=None, windows=())  # they are read soon
             return task, place_tokens(mine, task, find)[0]
 
         tasks = self._tasks(total, written)

@@ -7,7 +7,7 @@ Python's, and all share one copy of the documents' lengths and orders.
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import xxhash
-from mixc_kernels.gather_spans import fetch_begins, populate, span_addresses
+from mixc_kernels.gather_spans import copy_all, fetch_begins, populate, span_addresses
 from numpy.typing import NDArray
 
 from mixc.build.blocks import BlockTask, Builder, Finder, Origin, from_store, sources_of
@@ -23,7 +23,7 @@ from mixc.build.provenance import BlockRows, block_table, taken
 from mixc.engine.threads import in_order
 from mixc.errors import MixcError, Place
 from mixc.rows.stream import Spans
-from mixc.store import commit
+from mixc.store import parts
 from mixc.writers.sequences import StreamSpec
 
 Index = NDArray[np.int64]
@@ -47,8 +47,9 @@ class BlockDone:
 def build_blocks(
     builder: Builder, tasks: Iterable[BlockTask], *, workers: int, find: Finder = from_store
 ) -> Iterator[BlockDone]:
-    """Stage every block; yield them in order."""
-    yield from in_order(lambda task: build_block(builder, task, find), tasks, workers=workers)
+    """Stage every block; yield them in order. Its tokens stand until the next one is asked for."""
+    threads = max(workers, len(builder.windows) - 1)
+    yield from in_order(lambda task: build_block(builder, task, find), tasks, workers=threads)
 
 
 def build_block(builder: Builder, task: BlockTask, find: Finder = from_store) -> BlockDone:
@@ -101,12 +102,12 @@ def _write(
 ) -> tuple[str, NDArray[Any]]:
     """Put a block's tokens in place; their digest, and they.
 
-    They go from where they are found right to the file, and are hashed as they stand there.
+    They go from where they are found right to the file and are hashed as they stand there, or
+    through a window past the page cache and are hashed on the way.
     """
     offset, count = _place(builder, task)
     width = builder.dtype.itemsize
     addresses, length = _whole_rows(builder, len(task.labels), rows.spans, origin)
-    tokens = np.memmap(builder.path, builder.dtype, "r", offset, count)
 
     def file_of(number: int) -> Path:
         pool, address = origin.pool, addresses[number]
@@ -114,14 +115,47 @@ def _write(
         holding = np.flatnonzero((pool.addresses <= address) & (address < ends))
         return origin.files[int(holding[0])] if len(holding) else builder.path
 
+    sizes = length * width
+    if builder.windows:
+        return _write_past(builder, task, addresses, sizes, file_of)
     if builder.cold.is_set():  # who waits for the disk with the file in hand lets all others wait
-        populate(addresses, length * width)
+        populate(addresses, sizes)
     with builder.turn:
         before = _major_faults()
-        commit.write_from(builder.path, offset, addresses, length * width, file_of, fetch_begins)
+        parts.write_from(builder.path, offset, addresses, sizes, file_of, fetch_begins)
         if _major_faults() > before:
             builder.cold.set()
+    tokens = np.memmap(builder.path, builder.dtype, "r", offset, count)
     return block_digest(tokens), tokens
+
+
+def _write_past(
+    builder: Builder,
+    task: BlockTask,
+    addresses: NDArray[np.uint64],
+    sizes: Index,
+    file_of: Callable[[int], Path],
+) -> tuple[str, NDArray[Any]]:
+    """Put a block's tokens in place past the page cache; their digest, and they.
+
+    They are copied by this process, twice as fast as by the system; what cannot be read would kill
+    it. So as long as pages come from the disk, the system fetches them before, and says which not.
+    """
+    offset, count = _place(builder, task)
+    window = builder.windows[task.number % len(builder.windows)]
+    room = window.room(offset, count * builder.dtype.itemsize)
+    before = _major_faults()
+    if builder.cold.is_set() and (unread := populate(addresses, sizes)) is not None:
+        raise parts.unreadable(file_of(unread))
+    tokens = np.frombuffer(room, builder.dtype)
+    copy_all(addresses, sizes, tokens)
+    if _major_faults() > before:
+        builder.cold.set()
+    else:
+        builder.cold.clear()
+    digest = block_digest(tokens)
+    window.write(builder.path, offset, len(room))
+    return digest, tokens
 
 
 def _major_faults() -> int:

@@ -52,7 +52,7 @@ def memory_bytes(plan: BuildPlan, store: Store, *, workers: int, twice: bool = F
     buckets = twice * (workers + 1) * bucket_bytes(plan.bytes)
     length = max(1, int(tokens.sum()) // max(1, int(documents.sum())))
     spans = rows * (1 + plan.row_len // length)
-    # As many blocks as are under way, where staged ones are read again.
-    blocks = rows * plan.row_len * plan.spec.dtype.itemsize * (workers + 1)
+    # As many blocks as are under way: they go through memory, or staged ones are read again.
+    blocks = rows * plan.row_len * plan.spec.dtype.itemsize * (workers + 2)
     blocks += spans * _SPAN * workers + buckets
     return int(_PROCESS + labels + streams.sum() + passing.sum() + blocks)

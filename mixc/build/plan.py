@@ -89,8 +89,15 @@ class BuildPlan:
     @property
     def linked(self) -> bool:
         """Whether a format may take the staged stream as its file, so that it is there to stay."""
-        writers = (WRITERS[name].load() for name in self.formats)
-        return any(int(writer.disk_bytes(self.spec)) < self.bytes for writer in writers)
+        return any(self._takes_stream(name) for name in self.formats)
+
+    @property
+    def read_again(self) -> bool:
+        """Whether a format is written from the staged stream."""
+        return not all(self._takes_stream(name) for name in self.formats)
+
+    def _takes_stream(self, name: str) -> bool:
+        return int(WRITERS[name].load().disk_bytes(self.spec)) < self.bytes
 
     def disk_bytes(self) -> dict[str, int]:
         """What is staged, at least: the stream, provenance, and what formats take beside."""

@@ -26,7 +26,7 @@ from mixc.build.plan import ALGORITHM, BuildPlan
 from mixc.build.provenance import DIGESTS, listed
 from mixc.errors import MixcError
 from mixc.registry import WRITERS
-from mixc.store import commit
+from mixc.store import commit, parts
 from mixc.store.hashes import FileRecord, check_file
 from mixc.store.store import Store
 
@@ -73,7 +73,7 @@ class Reuse:
     def stage(self, plan: BuildPlan, stream: Path) -> None:
         """Put unchanged blocks where the stream is staged; those that cannot be read are made."""
         part = part_of(stream)
-        commit.reserve(part, plan.bytes)
+        parts.reserve(part, plan.bytes)
         said, width = self.mixture.manifest["formats"], plan.row_len * plan.spec.dtype.itemsize
         easiest = min(said, key=lambda name: int(WRITERS[name].load().disk_bytes(plan.spec)))
         for number in self.blocks:
@@ -83,7 +83,7 @@ class Reuse:
             with suppress(Exception):
                 rows = np.ascontiguousarray(self.mixture.read(first, count, of=easiest))
                 if rows.shape == (count, plan.row_len) and rows.dtype == plan.spec.dtype:
-                    commit.write_at(part, first * width, rows.data.cast("B"))
+                    parts.write_at(part, first * width, rows.data.cast("B"))
         commit.rename(part, stream)
 
     def files(self, entry: Mapping[str, Any] | None) -> list[FileRecord] | None:

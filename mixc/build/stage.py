@@ -33,7 +33,7 @@ from mixc.engine.ray import Cluster
 from mixc.engine.threads import in_order
 from mixc.errors import MixcError, Place
 from mixc.registry import WRITERS
-from mixc.store import commit
+from mixc.store import commit, parts
 from mixc.store.hashes import FileRecord, key_of, seal
 from mixc.store.store import Store
 from mixc.writers.sequences import label_dtype
@@ -138,7 +138,7 @@ def _stage(site: Site, labels: order.Labels, reuse: Reuse | None) -> tuple[Path,
             commit.remove(site.journal)
             if reuse is not None and reuse.blocks:
                 reuse.stage(plan, stream)
-        commit.reserve(stream, plan.bytes)
+        parts.reserve(stream, plan.bytes)
     return stream, _gather(site, stream, labels, reused, known, decks)
 
 
@@ -273,7 +273,7 @@ def _gather(
             whole.update(done.tokens.data)
             if plan.linked:
                 offset = done.number * plan.block_rows * plan.row_len * plan.spec.dtype.itemsize
-                commit.start_sync(stream, offset, done.tokens.nbytes)
+                parts.start_sync(stream, offset, done.tokens.nbytes)
             writer.add(done.table, done.taken, done.digest)
             bar.advance(done.rows)
         entry = writer.finish()
@@ -296,11 +296,13 @@ def _blocks(
             site.cluster, plan, store, stream, list(tasks), published=published
         )
         return
+    windows = () if published else _windows(plan, stream, workers)
     builder = make_builder(
         *(store, plan.supply, plan.domains, stream),
         workers=workers,
         published=published,
         tables=plan.provenance,
+        windows=windows,
     )
     buckets = site.work / "buckets"
 
@@ -322,6 +324,17 @@ def _blocks(
         find = choose(task for task in tasks_of(plan, labels, known) if task.known is None)
     yield from build_blocks(builder, tasks, workers=workers, find=find)
     commit.remove(buckets)
+
+
+def _windows(plan: BuildPlan, stream: Path, workers: int) -> tuple[parts.Window, ...]:
+    """What blocks go through past the page cache, where no format is written from the stream.
+
+    Of several workers, one thread more than they are waits for the disk.
+    """
+    if plan.read_again or not parts.Window.fits(stream):
+        return ()
+    size = min(plan.block_rows, plan.rows) * plan.row_len * plan.spec.dtype.itemsize
+    return tuple(parts.Window(size) for _ in range(workers + 1 + (workers > 1)))
 
 
 def _hold_out(site: Site, export: Exporter, there: Mapping[str, Any]) -> dict[str, Any]:

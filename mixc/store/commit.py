@@ -19,14 +19,12 @@ import mmap
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import xxhash
-from numpy.typing import NDArray
 
 from mixc.errors import MixcError, Place
 from mixc.store.hashes import FileRecord
@@ -35,10 +33,6 @@ CONTROL = ".mixc"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _SYNC_WRITE = 2  # SYNC_FILE_RANGE_WRITE
 _PIECE, _BEGIN = 1 << 20, 1 << 23
-_VECTORS = 256  # POSIX systems take 1024 at a time; what these name fits in a cache
-_PWRITEV = ctypes.CDLL(None, use_errno=True).pwritev
-_PWRITEV.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
-_PWRITEV.restype = ctypes.c_ssize_t
 _SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)
 if _SYNC_FILE_RANGE is not None:
     _SYNC_FILE_RANGE.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
@@ -160,7 +154,7 @@ class StagedFile:
             done += os.write(self._descriptor, view[done:])
         self.size += len(view)
         if self.size - self._begun >= _BEGIN:
-            _start_sync(self._descriptor, self._begun, self.size - self._begun)
+            start_sync(self._descriptor, self._begun, self.size - self._begun)
             self._begun = self.size
         return len(view)
 
@@ -309,107 +303,8 @@ def write_file(path: Path, data: bytes) -> FileRecord:
     return file.record(path.name)
 
 
-def reserve(path: Path, size: int) -> None:
-    """Make a staged file of `size` bytes, its space taken from the disk now.
-
-    One that is there, in this size and whole, is not touched.
-    """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and _held(path.lstat()) == size:
-            return
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(path, flags, 0o644)
-        try:
-            os.ftruncate(descriptor, size)
-            if size:
-                os.posix_fallocate(descriptor, 0, size)
-        finally:
-            os.close(descriptor)
-
-
-def _held(status: os.stat_result) -> int | None:
-    """The size of a file all of whose bytes have their place on the disk."""
-    return status.st_size if status.st_blocks * 512 >= status.st_size else None
-
-
-def write_at(path: Path, offset: int, data: memoryview) -> None:
-    """Write a part of a reserved file. Parts may be written in any order, by any process."""
-    with writing(path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            done = 0
-            while done < len(data):
-                done += os.pwrite(descriptor, data[done:], offset + done)
-        finally:
-            os.close(descriptor)
-
-
-def write_from(
-    path: Path,
-    offset: int,
-    addresses: NDArray[np.uint64],
-    sizes: NDArray[np.int64],
-    file_of: Callable[[int], Path],
-    before: Callable[[NDArray[np.uint64]], None] = lambda _: None,
-) -> None:
-    """Write bytes that lie in many places of this process's memory, end to end, to a part of a
-    reserved file: `sizes[i]` bytes from `addresses[i]` on. They are copied once, by the system;
-    `before` is told which are next (both, uint64[n, 2]). Raises MX040 if some cannot be read:
-    those of number i are mapped from `file_of(i)`.
-    """
-    vectors = np.stack([addresses, sizes.astype(np.uint64)], axis=1)
-    ends = np.cumsum(sizes)
-    total, done = int(ends[-1]) if len(ends) else 0, 0
-    with writing(path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            while done < total:
-                first = int(np.searchsorted(ends, done, side="right"))
-                part = vectors[first : first + _VECTORS].copy()
-                begun = np.uint64(done - int(ends[first]) + int(sizes[first]))
-                part[0, 0] += begun
-                part[0, 1] -= begun
-                before(part)
-                if (written := _write_vectors(descriptor, part, offset + done, path)) is None:
-                    raise _unreadable(file_of(first))
-                done += written
-        finally:
-            os.close(descriptor)
-
-
-def _unreadable(path: Path) -> MixcError:
-    message = "what is to be copied cannot be read any more: a file was cut, or its disk fails"
-    hint = "run `mixc verify` on the store"
-    return MixcError("MX040", message, place=Place(str(path)), help=hint)
-
-
-def _write_vectors(
-    descriptor: int, vectors: NDArray[np.uint64], offset: int, path: Path
-) -> int | None:
-    """`os.pwritev` of addresses; how many bytes were written, which may be fewer than asked.
-
-    None: the first of them cannot be read.
-    """
-    while (written := _PWRITEV(descriptor, vectors.ctypes.data, len(vectors), offset)) < 0:
-        if (number := ctypes.get_errno()) == errno.EFAULT:
-            return None
-        if number != errno.EINTR:
-            raise OSError(number, os.strerror(number), str(path))
-    return int(written)
-
-
-def start_sync(path: Path, offset: int, size: int) -> None:
+def start_sync(descriptor: int, offset: int, size: int) -> None:
     """Let the disk begin with a part of a file, so that less is left to wait for in `sync`."""
-    with writing(path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            _start_sync(descriptor, offset, size)
-        finally:
-            os.close(descriptor)
-
-
-def _start_sync(descriptor: int, offset: int, size: int) -> None:
     if _SYNC_FILE_RANGE is not None:  # a hint: `fsync` meets its errors
         _SYNC_FILE_RANGE(descriptor, offset, size, _SYNC_WRITE)
 

@@ -16,6 +16,7 @@ from build_helpers import (
     random_corpus,
     small_blocks,
     tree_hash,
+    watch_blocks,
     write_corpus,
     write_document_weights,
 )
@@ -24,7 +25,6 @@ from mixc import pipeline
 from mixc.build.gather import block_digest
 from mixc.errors import MixcError
 from mixc.recipe import load
-from mixc.store import commit
 
 CORPUS = random_corpus(11, {"code": (60, 20), "prose": (20, 60), "web": (90, 9)})
 MIXTURE = {"rows": 120, "seq_len": 16, "max_epochs": 3, "formats": ["nanogpt", "megatron"]}
@@ -151,13 +151,7 @@ def torn(tmp_path, expected):
 def rebuilt_blocks(path, monkeypatch, workers=1):
     """Build; return the numbers of the blocks that were written, as the disk saw them."""
     written = []
-    write_from = commit.write_from
-
-    def spy(path, offset, *others):
-        written.append(offset // (9 * 16 * 2))
-        write_from(path, offset, *others)
-
-    monkeypatch.setattr(commit, "write_from", spy)
+    watch_blocks(monkeypatch, lambda _, offset: written.append(offset // (9 * 16 * 2)))
     with small_blocks(BLOCK_TOKENS):
         pipeline.build_mixture(load(path), workers=workers)
     return written
@@ -195,14 +189,12 @@ def test_an_error_in_any_worker_ends_the_run_and_keeps_what_is_done(
 ):
     path = write_corpus(tmp_path, CORPUS, mixture=MIXTURE, holdout=HELD)
     pipeline.run(load(path, ["mixture.rows=1"]), workers=1)
-    write_from = commit.write_from
 
-    def fail(path, offset, *others):
+    def fail(_, offset):
         if offset == 7 * 9 * 16 * 2:
             raise MixcError("MX043", "no more")
-        write_from(path, offset, *others)
 
-    monkeypatch.setattr(commit, "write_from", fail)
+    watch_blocks(monkeypatch, fail)
     with small_blocks(BLOCK_TOKENS), pytest.raises(MixcError, match="no more"):
         pipeline.build_mixture(load(path), workers=workers)
     monkeypatch.undo()

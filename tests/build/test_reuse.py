@@ -13,7 +13,7 @@ from mixc.build import gather
 from mixc.build import stage as build_stage
 from mixc.errors import MixcError
 from mixc.recipe import load
-from mixc.store import commit
+from mixc.store import commit, parts
 
 CORPUS = random_corpus(12, {"code": (60, 20), "prose": (20, 60), "web": (90, 9)})
 MIXTURE = {"rows": 120, "seq_len": 16, "max_epochs": 3, "formats": ["nanogpt", "mds"]}
@@ -269,7 +269,7 @@ def test_nor_by_the_run_after_a_kill(tmp_path, monkeypatch, one_name, when):
 def test_a_stream_that_is_there_takes_no_new_place(tmp_path, monkeypatch):
     """Where files are compressed, to reserve one may be to write to it."""
     first_build(tmp_path)
-    monkeypatch.setattr(commit, "reserve", None)
+    monkeypatch.setattr(parts, "reserve", None)
     build(tmp_path, formats=["nanogpt", "mds", "olmo"])
 
 
@@ -328,7 +328,7 @@ def test_a_kill_while_blocks_are_taken_over_changes_nothing(tmp_path, gathered, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("mixc.store.commit.write_at", killed)
+        patch.setattr("mixc.store.parts.write_at", killed)
         with pytest.raises(KeyboardInterrupt):
             build(tmp_path / "a", **changes)
     gathered.clear()

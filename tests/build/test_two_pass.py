@@ -12,6 +12,7 @@ from build_helpers import (
     random_corpus,
     small_blocks,
     tree_hash,
+    watch_blocks,
     write_document_weights,
 )
 from hypothesis import given, settings
@@ -21,7 +22,7 @@ from mixc import pipeline
 from mixc.build import buckets, medium
 from mixc.errors import MixcError
 from mixc.recipe import load
-from mixc.store import commit
+from mixc.store import commit, parts
 
 CORPUS = random_corpus(13, {"code": (60, 20), "prose": (20, 60), "web": (90, 9)})
 MIXTURE = {"rows": 120, "seq_len": 16, "max_epochs": 3, "formats": ["nanogpt"]}
@@ -83,20 +84,24 @@ def test_the_store_is_read_once_and_in_its_order(tmp_path, monkeypatch):
 def test_an_interrupted_build_goes_on_in_either_way(tmp_path, monkeypatch, when, again):
     """Interrupted while buckets are planned, filled, or put together."""
     expected = tree_hash(build(tmp_path / "one", "one-pass").root)
-    names, left = ("write_at", "write_file", "write_from"), [5]
+    left = [5]
+
+    def told(path, _):
+        left[0] -= path.name.endswith(when)
+        if left[0] < 0:
+            raise MixcError("MX043", "no space left")
 
     def failing(write):
         def call(path, *others):
-            left[0] -= path.name.endswith(when)
-            if left[0] < 0:
-                raise MixcError("MX043", "no space left")
+            told(path, 0)
             return write(path, *others)
 
         return call
 
     with monkeypatch.context() as patch:
-        for name in names:
-            patch.setattr(commit, name, failing(getattr(commit, name)))
+        watch_blocks(patch, told)
+        for module, name in ((parts, "write_at"), (commit, "write_file")):
+            patch.setattr(module, name, failing(getattr(module, name)))
         with pytest.raises(MixcError, match="no space left"):
             build(tmp_path / "two", "two-pass")
     mixture = build(tmp_path / "two", again)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixc_kernels.gather_spans import (
+    copy_all,
     fetch_begins,
     gather_spans,
     gather_spans_reference,
@@ -140,13 +141,29 @@ def test_pages_are_there_once_they_are_asked_for(tmp_path):
     assert asked >= before
 
 
-def test_pages_of_a_file_that_was_cut_are_no_error(tmp_path):
+def test_pages_of_a_file_that_was_cut_are_told(tmp_path):
     path = tmp_path / "pages"
     path.write_bytes(bytes(1 << 20))
     mapped = np.memmap(path, np.uint8, mode="r")
+    begins = mapped.ctypes.data + np.array([0, 4096, 8192, 100], np.uint64)
+    assert populate(begins, np.array([4096, 1, 1 << 18, 4])) is None
     os.truncate(path, 4096)
-    populate(np.array([mapped.ctypes.data], np.uint64), np.array([1 << 20]))
+    told = populate(begins, np.array([4096, 1, 1 << 18, 4]))
+    assert told == (1 if os.uname().release.split(".") >= ["5", "14"] else None)
     assert mapped[0] == 0
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 700)), max_size=60))
+def test_all_is_copied_end_to_end(spans):
+    held = np.random.default_rng(0).integers(0, 255, 1000, np.uint8)
+    sizes = np.array([size for _, size in spans], np.int64)
+    addresses = np.array([held.ctypes.data + start for start, _ in spans], np.uint64)
+    out = np.zeros(int(sizes.sum()), np.uint8)
+    copy_all(addresses, sizes, out)
+    assert out.tobytes() == b"".join(held[start : start + size].tobytes() for start, size in spans)
+    with pytest.raises(ValueError, match="do not fill"):
+        copy_all(addresses, sizes, np.zeros(len(out) + 1, np.uint8))
 
 
 def test_what_is_asked_for_ahead_may_stand_anywhere():

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mixc.store import parts
+
 
 @dataclass
 class File:
@@ -167,9 +169,9 @@ class Recorder:
 
     def moved(self, call, *paths):
         """Something happened to names."""
-        parts = [self._parts(path) for path in paths]
-        if None not in parts:
-            self.add(call, *parts)
+        names = [self._parts(path) for path in paths]
+        if None not in names:
+            self.add(call, *names)
 
 
 @contextmanager
@@ -209,7 +211,7 @@ def recorded(root, monkeypatch, commit):
         patch.setattr(shutil, "rmtree", rmtree)
         after("write", lambda n, fd, data: record.written(fd, data[:n]))
         after("pwrite", lambda n, fd, data, at: record.written(fd, data[:n], at))
-        after("_write_vectors", lambda n, fd, *at: record.written(fd, held(*at)[:n], at[1]), commit)
+        after("_write_vectors", lambda n, fd, *at: record.written(fd, held(*at)[:n], at[1]), parts)
         after("fsync", lambda _, fd: record.on("sync", fd, record.kind.get(fd)))
         after("ftruncate", lambda _, fd, size: record.on("resize", fd, size))
         after("mkdir", lambda _, path, *mode, **__: record.moved("mkdir", path))

@@ -1,5 +1,7 @@
 """One file of an output: whole under its name, or not there."""
 
+import errno
+import fcntl
 import os
 import stat
 import tempfile
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixc.errors import MixcError
-from mixc.store import commit
+from mixc.store import commit, parts
 from mixc.store.hashes import hash_file
 
 
@@ -86,8 +88,8 @@ def test_short_writes_are_gone_on_with(tmp_path, monkeypatch):
     assert len(calls) == 50
 
     monkeypatch.setattr(os, "pwrite", lambda d, data, at: pwrite(d, data[:1], at))
-    commit.reserve(tmp_path / "b", 20)
-    commit.write_at(tmp_path / "b", 5, memoryview(b"abcdefghij"))
+    parts.reserve(tmp_path / "b", 20)
+    parts.write_at(tmp_path / "b", 5, memoryview(b"abcdefghij"))
     assert (tmp_path / "b").read_bytes() == bytes(5) + b"abcdefghij" + bytes(5)
 
 
@@ -102,7 +104,7 @@ def test_bytes_of_many_places_are_written_end_to_end(spans, times, most):
     spans, held = spans * times, np.arange(100, dtype=np.uint8)
     sizes = np.array([size for _, size in spans], np.int64)
     addresses = np.array([held.ctypes.data + start for start, _ in spans], np.uint64)
-    written = commit._write_vectors
+    written = parts._write_vectors
 
     def short(descriptor, vectors, offset, path):
         vectors[0, 1] = min(vectors[0, 1], most)
@@ -110,11 +112,11 @@ def test_bytes_of_many_places_are_written_end_to_end(spans, times, most):
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = Path(folder, "reserved")
-        commit.reserve(path, 10 + int(sizes.sum()))
+        parts.reserve(path, 10 + int(sizes.sum()))
         if times == 1:
-            patch.setattr(commit, "_write_vectors", short)
+            patch.setattr(parts, "_write_vectors", short)
         told = []
-        commit.write_from(path, 10, addresses, sizes, None, lambda part: told.append(part.copy()))
+        parts.write_from(path, 10, addresses, sizes, None, lambda part: told.append(part.copy()))
         expected = b"".join(bytes(held[start : start + size]) for start, size in spans)
         assert path.read_bytes() == bytes(10) + expected
         if times != 1:  # it is told of all that is copied, in order
@@ -122,13 +124,60 @@ def test_bytes_of_many_places_are_written_end_to_end(spans, times, most):
 
 
 def test_memory_that_is_not_there_is_an_error_and_no_death(tmp_path):
-    commit.reserve(tmp_path / "reserved", 10)
+    parts.reserve(tmp_path / "reserved", 10)
     held = np.arange(10, dtype=np.uint8)
     addresses, names = np.array([held.ctypes.data, 0], np.uint64), [Path("held"), Path("gone")]
     with pytest.raises(MixcError, match=r"MX040.*cannot be read") as caught:
         sizes = np.array([5, 5])
-        commit.write_from(tmp_path / "reserved", 0, addresses, sizes, names.__getitem__)
+        parts.write_from(tmp_path / "reserved", 0, addresses, sizes, names.__getitem__)
     assert caught.value.place.file == "gone"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 9000), st.integers(0, 20_000), st.booleans())
+def test_a_part_goes_past_the_page_cache_and_leaves_the_others_alone(offset, size, refused):
+    """Wherever it begins and ends; through the cache, where sectors are larger than we think."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        path = Path(folder, "reserved")
+        before = np.random.default_rng(0).bytes(offset + size + 5000)
+        path.write_bytes(before)
+        if not parts.Window.fits(path):
+            pytest.skip("this filesystem has no way past the page cache")
+        pwrite = os.pwrite
+
+        def refuse(descriptor, data, at):
+            if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+                raise OSError(errno.EINVAL, "no")
+            return pwrite(descriptor, data, at)
+
+        if refused:
+            patch.setattr(os, "pwrite", refuse)
+        window = parts.Window(20_000)
+        for value in (1, 2):  # one after the other through the same memory
+            window.room(offset, size)[:] = bytes([value]) * size
+            window.write(path, offset, size)
+        expected = before[:offset] + bytes([2]) * size + before[offset + size :]
+        assert path.read_bytes() == expected
+
+
+def test_a_disk_that_fails_past_the_page_cache_is_an_error(tmp_path, monkeypatch):
+    parts.reserve(tmp_path / "reserved", 8192)
+    if not parts.Window.fits(tmp_path / "reserved"):
+        pytest.skip("this filesystem has no way past the page cache")
+
+    def fail(*_):
+        raise OSError(errno.EIO, "no")
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    with pytest.raises(MixcError, match="MX043"):
+        parts.Window(8192).write(tmp_path / "reserved", 0, 8192)
+
+
+def test_not_every_file_can_be_written_past_the_page_cache(tmp_path, monkeypatch):
+    assert not parts.Window.fits(tmp_path / "none")
+    monkeypatch.delattr(os, "O_DIRECT", raising=False)
+    parts.reserve(tmp_path / "reserved", 1)
+    assert not parts.Window.fits(tmp_path / "reserved")
 
 
 @pytest.mark.parametrize("there", [b"", b"whole\n", b"whole\ntorn by a ki", b"torn"])
@@ -152,8 +201,8 @@ def test_a_name_that_is_a_link_elsewhere_is_not_followed(tmp_path):
     assert caught.value.code == "MX043"
     (folder / "reserved").symlink_to(outside)
     for write in (
-        lambda: commit.reserve(folder / "reserved", 3),
-        lambda: commit.write_at(folder / "reserved", 0, memoryview(b"new")),
+        lambda: parts.reserve(folder / "reserved", 3),
+        lambda: parts.write_at(folder / "reserved", 0, memoryview(b"new")),
     ):
         with pytest.raises(MixcError):
             write()

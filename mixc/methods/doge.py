@@ -110,7 +110,7 @@ def solve(problem: Problem, options: Options) -> Solution:
     train_options = lab.train_options()
     records = new_records(train_options.steps, count)
     who = roles_of(problem.domains, options)
-    slots = Slots(options, tuple(lab.names[name] for name in problem.domains), problem.seed)
+    slots = Slots(options, tuple(str(lab.names[name]) for name in problem.domains), problem.seed)
     rate = partial(rate_at, options=train_options)
     weigh = mirror_descent(options, who, records, rate, peak_rate(train_options))
     batches = lab.batches(np.full(count, 1 / count))

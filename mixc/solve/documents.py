@@ -68,7 +68,9 @@ def choose(lab: Lab, most: int | None) -> Chosen:
         tokens, length = np.bincount(place, weights=lengths, minlength=len(ids)), lengths[first]
         total = tokens.sum()
         if most is not None and len(ids) > most:
-            drawn = np.sort(np.argsort(Stream(lab.seed, "score", lab.names[name]).hash(ids))[:most])
+            drawn = np.sort(
+                np.argsort(Stream(lab.seed, "score", str(lab.names[name])).hash(ids))[:most]
+            )
             ids, tokens, length = ids[drawn], tokens[drawn], length[drawn]
         share = tokens * (total / max(tokens.sum(), 1))
         columns.append((ids, np.full(len(ids), number), length, share))

@@ -24,7 +24,7 @@ from mixc.proxy.repetition import matched_rows
 from mixc.recipe import Proxy
 from mixc.rows.stream import DomainStream
 from mixc.solve import runs
-from mixc.solve.names import names_of, order_of
+from mixc.solve.names import Name, names_of, order_of
 from mixc.solve.problem import Schedule
 from mixc.solve.runs import MixRun
 from mixc.solve.trainer import QUIETLY, Running, Trainer, environment
@@ -50,7 +50,7 @@ class Lab:
     on fixed mixes, losses of reference models; without them nothing is written. `key` names what
     trainings depend on beside store and proxy options: the method and its options. With the
     `target_tokens` of the mixture, models see so little of each domain that they repeat it as
-    often as the mixture does.
+    often as the mixture does. `domains` are the store's, or some of them.
     """
 
     def __init__(
@@ -64,17 +64,19 @@ class Lab:
         key: str = "",
         target_tokens: int | None = None,
         running: Running = QUIETLY,
+        domains: tuple[str, ...] | None = None,
     ) -> None:
         self.store, self.options, self.seed = store, options, seed
         self.target_tokens, self.running = target_tokens, running
         self.staging, self.folder, self.key = staging, folder, key
-        self.domains = tuple(store.domains)
+        self.domains = tuple(store.domains) if domains is None else domains
         self._others: dict[int, Lab] = {}
 
     @cached_property
-    def names(self) -> dict[str, str]:
+    def names(self) -> dict[str, Name]:
         """What the random streams of each domain are named by: its documents, not its name."""
-        return names_of(self.store)
+        found = names_of(self.store)
+        return {domain: found[domain] for domain in self.domains}
 
     @cached_property
     def _order(self) -> NDArray[np.int64]:
@@ -186,6 +188,7 @@ class Lab:
                 "kept_rows": None if self.kept_rows is None else self.kept_rows.tolist(),
                 "vocabulary": self.vocabulary.key,
                 "store": self.store.store_hash,
+                "domains": self.domains,
                 "environment": environment(options),
             }
         )
@@ -193,20 +196,28 @@ class Lab:
             key = key_of([key, [[until, mix.tolist()] for until, mix in schedule]])
         return self._place(f"runs/{key}.json"), key
 
+    def of(self, domains: tuple[str, ...]) -> Lab:
+        """The lab of some of the domains."""
+        return self._again(self.seed, domains)
+
     def _seeded(self, seed: int) -> Lab:
         """The lab as it is under another seed."""
         if seed not in self._others:
-            self._others[seed] = Lab(
-                self.store,
-                self.options,
-                seed=seed,
-                staging=self.staging,
-                folder=self.folder,
-                key=self.key,
-                target_tokens=self.target_tokens,
-                running=self.running,
-            )
+            self._others[seed] = self._again(seed, self.domains)
         return self._others[seed]
+
+    def _again(self, seed: int, domains: tuple[str, ...]) -> Lab:
+        return Lab(
+            self.store,
+            self.options,
+            seed=seed,
+            staging=self.staging,
+            folder=self.folder,
+            key=self.key,
+            target_tokens=self.target_tokens,
+            running=self.running,
+            domains=domains,
+        )
 
     def _drawn(self, weights: Weights) -> NDArray[np.int64]:
         """The rows of each deck that a run on a fixed mix reads, int64[K]: they are the run."""
@@ -266,7 +277,7 @@ class Lab:
         rows = self.batch_rows * self.options.steps
         if self.target_tokens is None or self.target_tokens <= rows * self.options.seq_len:
             return None
-        tokens = [domain.training_tokens for domain in self.store.domains.values()]
+        tokens = [self.store.domains[name].training_tokens for name in self.domains]
         return matched_rows(
             np.array(tokens, np.int64),
             seq_len=self.options.seq_len,
@@ -309,7 +320,7 @@ class Lab:
             domain,
             seq_len=self.options.seq_len,
             seed=self.seed,
-            name=self.names[domain],
+            name=str(self.names[domain]),
         )
         if stream.epoch_tokens == 0:
             raise MixcError(
@@ -410,7 +421,7 @@ class Lab:
     @property
     def held_tokens(self) -> int:
         """Tokens of all domains' holdouts."""
-        return sum(domain.held_tokens for domain in self.store.domains.values())
+        return sum(self.store.domains[name].held_tokens for name in self.domains)
 
     def need_holdout(self, what: str, otherwise: str = "") -> None:
         """Raise MX051 if no domain holds anything out, and `what` cannot be scored."""

@@ -13,6 +13,7 @@ from mixc import __version__
 from mixc.recipe import Recipe
 from mixc.registry import METHODS
 from mixc.solve.check import Checked, league
+from mixc.solve.copies import copies_of
 from mixc.solve.doubts import doubts
 from mixc.solve.problem import Problem, Solution
 from mixc.solve.seeds import disagreement
@@ -58,7 +59,7 @@ def manifest(
         **_answer(solve.method, found, simple),
         "baselines": {name: _by_domain(names, weights) for name, weights in found.simple.items()},
         "check": _check(found.checked),
-        "doubts": _doubts(found, simple) if trains else [],
+        "doubts": [*_copies(problem), *_doubts(found, simple)] if trains else [],
         "bits_per_byte": {
             model: _by_domain(names, bits) for model, bits in found.answer.bits_per_byte.items()
         },
@@ -111,6 +112,14 @@ def _check(checked: Checked | None) -> dict[str, Any] | None:
     if checked is None:
         return None
     return {**league(checked.comparison), "verdict": asdict(checked.verdict)}
+
+
+def _copies(problem: Problem) -> list[str]:
+    """Of domains that no method can tell apart."""
+    return [
+        f"'{copy}' and '{first}' hold the same documents: one of them is enough"
+        for copy, first in copies_of(problem).items()
+    ]
 
 
 def _doubts(found: Found, simple: str | None) -> list[str]:

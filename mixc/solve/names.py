@@ -7,6 +7,8 @@ are otherwise equal the documents decide which of them comes first.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import xxhash
@@ -15,7 +17,18 @@ from numpy.typing import NDArray
 from mixc.store.store import Store
 
 
-def names_of(store: Store) -> dict[str, str]:
+@dataclass(frozen=True, order=True)
+class Name:
+    """A hash of a domain's documents, and how many domains of the same documents come before."""
+
+    documents: str
+    copy: int
+
+    def __str__(self) -> str:
+        return f"{self.documents}/{self.copy}"
+
+
+def names_of(store: Store) -> dict[str, Name]:
     """A name for each domain, by what it is called: a hash of its documents' ids, in their order.
 
     Domains of the same documents are numbered, so that they do not share their random streams.
@@ -26,11 +39,12 @@ def names_of(store: Store) -> dict[str, str]:
         for shard in store.documents(domain):
             digest.update(np.ascontiguousarray(shard.doc_id).data)
         found = digest.hexdigest()
-        names[domain] = f"{found}/{copies[found]}"
+        names[domain] = Name(found, copies[found])
         copies[found] += 1
     return names
 
 
-def order_of(names: dict[str, str]) -> NDArray[np.int64]:
+def order_of(names: Mapping[str, Name]) -> NDArray[np.int64]:
     """The domains' numbers in the order of these names, int64[K]."""
-    return np.argsort(np.array(list(names.values())), kind="stable")
+    each = list(names.values())
+    return np.array(sorted(range(len(each)), key=each.__getitem__), np.int64)

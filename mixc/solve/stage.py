@@ -28,6 +28,7 @@ from mixc.recipe import Proxy, Recipe
 from mixc.recipe_schema import Check, Solve
 from mixc.registry import METHODS
 from mixc.solve.check import check
+from mixc.solve.copies import with_copies, without_copies
 from mixc.solve.lab import Lab
 from mixc.solve.manifest import Found, manifest
 from mixc.solve.problem import Problem, Solution
@@ -113,10 +114,15 @@ def _lab(
 
 
 def run_method(name: str, problem: Problem, options: object = None) -> Solution:
-    """Solve a problem by a method of the registry, with its default options if none are given."""
+    """Solve a problem by a method of the registry, with its default options if none are given.
+
+    Methods that train see domains of the same documents as one (`mixc.solve.copies`).
+    """
     module = METHODS[name].load()
-    solution: Solution = module.solve(problem, module.Options() if options is None else options)
-    return solution
+    options = module.Options() if options is None else options
+    solved = without_copies(problem, options) if METHODS[name].trains else problem
+    solution: Solution = module.solve(solved, options)
+    return with_copies(solution, problem, solved)
 
 
 def weights_key(recipe: Recipe, store: Store) -> str:
@@ -168,6 +174,8 @@ def estimate(recipe: Recipe, store: Store) -> dict[str, Any]:
 
     proxy, method = recipe.solve.proxy, METHODS[recipe.solve.method]
     problem = make_problem(recipe, store)
+    if method.trains:
+        problem = without_copies(problem, recipe.solve.options)
     tokens = recipe.solve.seeds * proxy.steps * problem.lab.batch_rows * (proxy.seq_len - 1)
     if (count := getattr(method.load(), "run_count", None)) is not None:
         tokens *= count(problem, recipe.solve.options)

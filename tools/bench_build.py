@@ -21,6 +21,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -45,6 +46,9 @@ from mixc.store.store import Store, open_store
 from mixc.writers.sequences import Folder
 
 _HERE = Path(__file__).parent / "bench"
+# Memory that was just given back is there at once, and a virtual machine's returns to its host in
+# two seconds: without a rest, who comes after whom would decide.
+_SETTLED = 4.0
 _TORCH = "torch==" + metadata.version("torch").split("+")[0]
 PACKAGES = (
     "datasets==5.0.1",
@@ -96,6 +100,7 @@ class Bench:
         if self.python is not None and command[0] == str(self.python):
             env.pop("PYTHONPATH", None)
         os.sync()  # what earlier runs left is nobody's to write
+        time.sleep(_SETTLED)
         say(f"{name} ...", end="")
         cores = self.arguments.workers
         usage = measure(command, cores=cores, log=log, env=env, cwd=self.folder, shares=False)

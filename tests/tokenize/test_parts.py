@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from helpers import texts, tree, write_recipe
+from helpers import documents_of, texts, tree, write_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,14 +51,7 @@ def write(folder, corpus):
 
 def found(store, domain):
     """(input file, row, tokens) of each document."""
-    listed = []
-    for unit in store.domains[domain].units:
-        for shard in unit.shards:
-            one = store.open(shard)
-            for i in range(len(one)):
-                tokens = one.tokens[one.offsets[i] : one.offsets[i + 1]].tolist()
-                listed.append((unit.inputs[one.source[i]]["path"], int(one.row[i]), tokens))
-    return listed
+    return [(path, row, tokens) for tokens, _, path, row, _ in documents_of(store, domain)]
 
 
 def test_parts_hold_what_the_whole_holds(tmp_path, monkeypatch):

@@ -28,9 +28,9 @@ SMALL = {
 TRAINING = [name for name, entry in METHODS.items() if entry.trains]
 
 
-def make_recipe(folder, *, corpus=CORPUS, workers=1):
+def make_recipe(folder, *, corpus=CORPUS, workers=1, **proxy):
     """Write the corpora and a recipe that names them in their order, and tokenize."""
-    solve = {"method": "natural", "proxy": PROXY, "check": False}
+    solve = {"method": "natural", "proxy": PROXY | proxy, "check": False}
     path = write_corpus(folder, corpus, solve=solve, seed=4)
     tokenize(load(path), workers=workers)
     return path

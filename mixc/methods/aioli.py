@@ -81,7 +81,8 @@ def solve(problem: Problem, options: Options) -> Solution:
     """
     lab, count = problem.lab, len(problem.domains)
     lab.need_holdout("probes")
-    largest_first = np.argsort(-problem.tokens, kind="stable")  # however domains are numbered
+    # However domains are numbered or called.
+    largest_first = lab.order[np.argsort(-problem.tokens[lab.order], kind="stable")]
     mixes = probes(count, options.lean)[largest_first]
     turns = options.sweeps * count  # probes of a round; after them a stretch under its weights
     uniform = np.full(count, 1 / count)

@@ -96,6 +96,10 @@ class Options(Strict):
         default=5.0, gt=0, description="norm of a domain's gradient at most, of the official one"
     )
 
+    def named(self) -> tuple[str, ...]:
+        """The domains that it names."""
+        return self.target
+
 
 def solve(problem: Problem, options: Options) -> Solution:
     """Train one model with the weighted gradient, and average alpha over the steps.

@@ -91,7 +91,7 @@ def solve(problem: Problem, options: Options) -> Solution:
 
 def scored_tokens(problem: Problem, options: Options) -> int:
     """Tokens that are scored beside the training, about."""
-    return documents.about_tokens(problem.lab.store, options.most_documents)
+    return documents.about_tokens(problem.lab, options.most_documents)
 
 
 def losses_of(lab: Lab, model: Model, tokens: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -39,6 +39,10 @@ class Options(Strict):
         default=(), strict=False, description="domains that may have weight; none: all"
     )
 
+    def named(self) -> tuple[str, ...]:
+        """The domains that it names."""
+        return (*self.target, *self.sources)
+
 
 @dataclass(frozen=True)
 class Mixed:
@@ -90,8 +94,7 @@ def solve(problem: Problem, options: Options) -> Solution:
             "the target of mixmin holds no token out",
             help="raise holdout.fraction, or name other domains under solve.mixmin.target",
         )
-    # The bootstrap's blocks are the same, whatever domains are called.
-    target.sort(key=lambda k: problem.lab.names[problem.domains[k]])
+    target = [k for k in problem.lab.order.tolist() if k in target]  # blocks for the bootstrap
     held = []
     tokens, flops = 0, 0.0
     for number in sources:

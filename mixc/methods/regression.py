@@ -93,6 +93,10 @@ class Options(Strict):
             raise wrong("MX009", "'changed' needs 'reuse'", "name the earlier weights.json")
         return self
 
+    def named(self) -> tuple[str, ...]:
+        """The domains that it names, among other words."""
+        return (*((self.metric,) if isinstance(self.metric, str) else self.metric), *self.changed)
+
     def files(self) -> tuple[str, ...]:
         """The files, beside the store, that weights depend on."""
         return tuple(one for one in (self.ratios, self.metrics, self.reuse) if one is not None)
@@ -199,6 +203,7 @@ def _plan(problem: Problem, options: Options, space: SwarmSpace, minimum: float 
         max_ratio=space.cap,
         temperature=options.temperature,
         minimum=minimum,
+        order=space.order(problem.lab.order),
     )
 
 

@@ -106,6 +106,10 @@ class Options(Strict):
         default=None, ge=1, description="documents measured of each domain at most; default: all"
     )
 
+    def named(self) -> tuple[str, ...]:
+        """The domains that it names."""
+        return self.target
+
 
 def solve(problem: Problem, options: Options) -> Solution:
     """Train once, measure on the way, and weigh.
@@ -152,7 +156,7 @@ def solve(problem: Problem, options: Options) -> Solution:
 def scored_tokens(problem: Problem, options: Options) -> int:
     """Forward passes beside the training, in tokens, about."""
     some = options.weights == "documents"
-    chosen = documents.about_tokens(problem.lab.store, options.most_documents) if some else 0
+    chosen = documents.about_tokens(problem.lab, options.most_documents) if some else 0
     return _passes(problem, options, chosen)
 
 

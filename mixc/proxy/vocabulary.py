@@ -19,12 +19,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mixc.proxy import cache
+from mixc.proxy.names import names_of
 from mixc.rng import Stream
 from mixc.store.columns import column, view
 from mixc.store.holdout import among
 from mixc.store.store import Store
 
-ALGORITHM = 1  # a change of which ids share a place raises it
+ALGORITHM = 2  # a change of which ids share a place raises it
 _BUCKET_SHARE = 8  # one place in so many is a bucket
 _COUNTED = 1 << 26  # tokens of a domain, spread over its shards
 _CHUNK = 1 << 22
@@ -96,9 +97,12 @@ def frequencies(store: Store, folder: Path | None = None) -> Real:
 
 
 def _count(store: Store) -> Real:
-    mean, total = np.zeros(store.vocab_size), 0
-    for name in store.domains:
-        counts = _domain_counts(store, name)
+    """Sums of floats hang on their order: it is that of the texts, of which each counts once."""
+    mean, total, names = np.zeros(store.vocab_size), 0, names_of(store)
+    for domain in sorted(names, key=names.__getitem__):
+        if names[domain].copy:
+            continue
+        counts = _domain_counts(store, domain)
         mean += counts / max(1, counts.sum())
         total += int(counts.sum())
     mean += 0.5 / max(1, total)

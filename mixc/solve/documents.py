@@ -78,10 +78,10 @@ def choose(lab: Lab, most: int | None) -> Chosen:
     return Chosen(ids, domain, length, share / share.sum())
 
 
-def about_tokens(store: Store, most: int | None) -> int:
+def about_tokens(lab: Lab, most: int | None) -> int:
     """About how many tokens `choose` chooses, by the domains' counts: no document is read."""
     tokens = 0.0
-    for domain in store.domains.values():
+    for domain in map(lab.store.domains.__getitem__, lab.domains):
         free = domain.documents - domain.held_documents
         part = 1.0 if most is None or free <= most else most / free
         tokens += part * domain.training_tokens

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from mixc import progress
 from mixc.build.counts import row_counts
 from mixc.errors import MixcError
+from mixc.proxy.names import Name, names_of, order_of
 from mixc.proxy.presets import PRESETS, compact_vocab, flops_per_token
 from mixc.proxy.repetition import matched_rows
 from mixc.recipe import Proxy
 from mixc.rows.stream import DomainStream
 from mixc.solve import runs
-from mixc.solve.names import Name, names_of, order_of
 from mixc.solve.problem import Schedule
 from mixc.solve.runs import MixRun
 from mixc.solve.trainer import QUIETLY, Running, Trainer, environment
@@ -50,7 +50,8 @@ class Lab:
     on fixed mixes, losses of reference models; without them nothing is written. `key` names what
     trainings depend on beside store and proxy options: the method and its options. With the
     `target_tokens` of the mixture, models see so little of each domain that they repeat it as
-    often as the mixture does. `domains` are the store's, or some of them.
+    often as the mixture does. `domains` are the store's, or some of them; `names` as `names_of`
+    gives them, if they are known.
     """
 
     def __init__(
@@ -65,21 +66,23 @@ class Lab:
         target_tokens: int | None = None,
         running: Running = QUIETLY,
         domains: tuple[str, ...] | None = None,
+        names: Mapping[str, Name] | None = None,
     ) -> None:
         self.store, self.options, self.seed = store, options, seed
         self.target_tokens, self.running = target_tokens, running
         self.staging, self.folder, self.key = staging, folder, key
         self.domains = tuple(store.domains) if domains is None else domains
-        self._others: dict[int, Lab] = {}
+        self._names, self._others = names, dict[int, Lab]()
 
     @cached_property
     def names(self) -> dict[str, Name]:
         """What the random streams of each domain are named by: its documents, not its name."""
-        found = names_of(self.store)
+        found = self._names or names_of(self.store)
         return {domain: found[domain] for domain in self.domains}
 
     @cached_property
-    def _order(self) -> NDArray[np.int64]:
+    def order(self) -> NDArray[np.int64]:
+        """The domains' numbers in the order of these names, int64[K]: what breaks ties."""
         return order_of(self.names)
 
     @property
@@ -113,7 +116,7 @@ class Lab:
         return Trainer(
             self.train_options(),
             folder=self.staging,
-            key=key_of([self.key, self.store.store_hash, self.batch_rows, self.seed]),
+            key=key_of([self.key, self.store.store_hash, self.domains, self.batch_rows, self.seed]),
             domains=self.domains,
             running=self.running,
         )
@@ -217,12 +220,13 @@ class Lab:
             target_tokens=self.target_tokens,
             running=self.running,
             domains=domains,
+            names=self.names,
         )
 
     def _drawn(self, weights: Weights) -> NDArray[np.int64]:
         """The rows of each deck that a run on a fixed mix reads, int64[K]: they are the run."""
         rows = self.batch_rows * self.options.steps
-        return row_counts(weights[self._order], rows, np.full(len(weights), rows)).rows
+        return row_counts(weights[self.order], rows, np.full(len(weights), rows)).rows
 
     def batches(self, weights: Weights) -> Sampler:
         """Batches in which every prefix of rows honours `weights` (Tijdeman), from the decks."""
@@ -241,14 +245,14 @@ class Lab:
         from mixc.proxy.sampler import scheduled_counts
 
         return self._sampler(
-            scheduled_counts(lambda step: policy(step)[self._order], self.batch_rows)
+            scheduled_counts(lambda step: policy(step)[self.order], self.batch_rows)
         )
 
     def _sampler(self, counts: Counts, known_steps: int | None = None) -> Sampler:
         """Batches of so many rows of each deck."""
         from mixc.proxy.sampler import Sampler
 
-        return Sampler(self.decks, counts, self._ids, known_steps, numbers=self._order)
+        return Sampler(self.decks, counts, self._ids, known_steps, numbers=self.order)
 
     def _staged_batches(self, schedule: Schedule) -> Sampler:
         """Batches that follow a schedule over the run's steps."""
@@ -267,8 +271,8 @@ class Lab:
         """
         from mixc.proxy.sampler import Decks
 
-        streams = [self._stream(self.domains[number]) for number in self._order]
-        kept = None if self.kept_rows is None else self.kept_rows[self._order]
+        streams = [self._stream(self.domains[number]) for number in self.order]
+        kept = None if self.kept_rows is None else self.kept_rows[self.order]
         return Decks(streams, seed=self.seed, prefix_rows=kept)
 
     @cached_property
@@ -371,7 +375,7 @@ class Lab:
         drawn = self._drawn(weights)
         scored = rows_of_part(drawn, share)  # of each deck
         if self.kept_rows is not None and self.folder is not None and ranks.count() == 1:
-            scored = np.minimum(scored, self.kept_rows[self._order])
+            scored = np.minimum(scored, self.kept_rows[self.order])
         return float(scored.sum() / drawn.sum())
 
     @property

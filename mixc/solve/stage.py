@@ -116,7 +116,7 @@ def _lab(
 def run_method(name: str, problem: Problem, options: object = None) -> Solution:
     """Solve a problem by a method of the registry, with its default options if none are given.
 
-    Methods that train see domains of the same documents as one (`mixc.solve.copies`).
+    Methods that train see domains of the same documents as one, as a rule: `without_copies`.
     """
     module = METHODS[name].load()
     options = module.Options() if options is None else options

@@ -32,6 +32,7 @@ def plan_swarm(
     temperature: float = 0.5,
     strength: tuple[float, float] | None = None,
     minimum: float = 0.0,
+    order: NDArray[np.int64] | None = None,
 ) -> Real:
     """Mixes of a swarm, float64[runs, k]: natural, uniform, then draws.
 
@@ -39,7 +40,8 @@ def plan_swarm(
     equal ratios through `strength`, by default from 0.5 to k, or 5 where that is more. Every
     mix is brought under `max_ratio`, and no domain that the natural mix has falls below `minimum`
     (where the caps let it). Domains of no tokens have no weight. The draws belong to the natural
-    weights, not to places: domains that trade places trade columns.
+    weights, not to places: domains that trade places trade columns. Of equal weights, those come
+    first that do in `order`, the places int64[k] in some order.
 
     Raises MX007 for fewer than 3 runs, or a minimum that is too high for k domains.
     """
@@ -55,7 +57,8 @@ def plan_swarm(
     lowest, highest = (0.5, max(5.0, float(k))) if strength is None else strength
     flat = np.power(natural[live] / natural.sum(), temperature)
     strengths = np.geomspace(lowest, highest, max(count - 2, 1))
-    order = np.lexsort((cap[live], natural[live]))
+    rank = np.arange(len(natural)) if order is None else np.argsort(order)
+    order = np.lexsort((rank[live], cap[live], natural[live]))
     shares = np.zeros((count, len(natural)))
     shares[0], shares[1] = natural, live
     places = np.flatnonzero(live)[order]

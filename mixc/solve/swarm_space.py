@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mixc.errors import MixcError, did_you_mean
 
+Index = NDArray[np.int64]
 Real = NDArray[np.float64]
 
 
@@ -33,6 +34,10 @@ class SwarmSpace:
     def mixes(self, parts: Real) -> Real:
         """Mixes of domains [..., K] from mixes of parts [..., k]."""
         return np.asarray(parts @ self.basis.T, np.float64)
+
+    def order(self, domains: Index) -> Index:
+        """The parts, int64[k], as the first domain of each stands in an order of them, int64[K]."""
+        return np.argsort((self.basis[domains] > 0).argmax(axis=0), kind="stable")
 
 
 def whole(natural: Real, cap: Real) -> SwarmSpace:

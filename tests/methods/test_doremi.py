@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -235,7 +236,8 @@ def test_options_are_checked():
 # ---- T2: unigram domains, each with a posterior mean of its own (the paper's appendix D) ----
 
 UNIGRAMS = np.array([(1, 0, 0), (0.7, 0.2, 0.1), (1 / 3, 1 / 3, 1 / 3)])
-PUBLISHED = (0.39, 0.61, 0.0)  # the paper's answer, of one run
+PUBLISHED = np.array([0.39, 0.61, 0.0])  # the paper's answer, of one run
+PERMUTED = list(itertools.permutations(range(3)))
 
 
 def unigram_weights(seed, steps=500, eta=0.5, scored=30):
@@ -285,8 +287,8 @@ def test_t2_the_best_split_gives_what_the_prior_knows_nothing():
 
 
 def test_t2_the_second_domain_first_and_the_third_last():
-    """The paper's order, 2 > 1 > 3, is that of the median run and of half of all; its weights are
-    among what single runs give.
+    """The paper's order, 2 > 1 > 3, is that of the median run and of about half of all, where
+    chance would give a sixth; its weights, of one run, are among what runs give.
 
     One token a step is loud. The first domain has no noise and is as good as its reference soon;
     of the others one takes off. Where the third does, its proxy, which began with the truth, is
@@ -297,8 +299,10 @@ def test_t2_the_second_domain_first_and_the_third_last():
     orders, count = np.unique(np.argsort(-runs, axis=1), axis=0, return_counts=True)
     often = np.argsort(-count)
     assert orders[often[0]].tolist() == [1, 0, 2]
+    assert 0.4 < count[often[0]] / len(runs) < 0.6
     assert count[often[0]] > 1.5 * count[often[1]]
-    assert np.abs(runs - PUBLISHED).max(axis=1).min() < 0.03
+    near = [np.abs(runs - PUBLISHED[list(order)]).max(axis=1) < 0.05 for order in PERMUTED]
+    assert near[0].sum() > 3 * max(one.sum() for one in near[1:])
 
 
 def test_t2_what_goes_by_the_loss_puts_the_third_first():

@@ -97,6 +97,26 @@ def test_t14_two_processes_find_what_one_finds(recipe, answers):
         assert answers(name).weights == pytest.approx(weights, abs=exact), name
 
 
+def equal_sizes():
+    """Domains that counts do not tell apart: 24 documents of 20 ids."""
+    rng = np.random.default_rng(3)
+    return {name: rng.integers(0, 300, (24, 20)).tolist() for name in sorted(every_method.CORPUS)}
+
+
+@pytest.mark.parametrize("name", every_method.TRAINING)
+def test_t14_nor_do_names_break_ties_or_order_sums(tmp_path, name):
+    """Of equal domains, and of the frequencies that make a compact vocabulary."""
+    corpus = equal_sizes()
+    names = list(corpus)
+    renamed = {name: corpus[names[k]] for name, k in zip(names, TURNED, strict=True)}
+    found = []
+    for folder, one in (("plain", corpus), ("renamed", renamed)):
+        path = every_method.make_recipe(tmp_path / folder, corpus=one, vocab=64)
+        found.append(run_method(name, *every_method.problem_for(path, name)))
+    for plain, turned in zip(bounds(found[0]), bounds(found[1]), strict=True):
+        assert turned == pytest.approx(plain[TURNED], abs=1e-6)
+
+
 def test_t14_other_names_for_the_domains_rename_the_answer(answers, tmp_path):
     names = sorted(every_method.CORPUS)
     renamed = {name: every_method.CORPUS[names[k]] for name, k in zip(names, TURNED, strict=True)}

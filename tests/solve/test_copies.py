@@ -1,5 +1,7 @@
 """Domains of the same documents, which methods solve for as one."""
 
+from dataclasses import replace
+
 import every_method
 import numpy as np
 import pytest
@@ -15,14 +17,17 @@ BOTH = {"also-code": ALONE["code"], **ALONE}  # "also-code" comes first, and sta
 NAMES = ("also-code", "code", "prose", "web")
 
 
+VOCAB = 64  # ids that small models tell apart: they follow from frequencies
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return every_method.make_recipe(tmp_path_factory.mktemp("alone"), corpus=ALONE)
+    return every_method.make_recipe(tmp_path_factory.mktemp("alone"), corpus=ALONE, vocab=VOCAB)
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    return every_method.make_recipe(tmp_path_factory.mktemp("both"), corpus=BOTH)
+    return every_method.make_recipe(tmp_path_factory.mktemp("both"), corpus=BOTH, vocab=VOCAB)
 
 
 @pytest.mark.parametrize("name", every_method.TRAINING)
@@ -51,12 +56,56 @@ def test_simple_mixes_take_names_as_they_are(both):
     assert uniform.weights.tolist() == [1 / 4] * 4
 
 
-@pytest.mark.parametrize("target", ["code", "also-code"])
-def test_a_copy_that_is_named_stays(both, target):
-    recipe = load(both, ["solve.method=doge", f"solve.doge.target=[{target}]"])
+def options(path, method, *settings):
+    given = [f"solve.{method}.{setting}" for setting in settings]
+    return load(path, [f"solve.method={method}", *given]).solve.options
+
+
+NAMING = [
+    ("doge", "target=[code]"),
+    ("doge", "target=[also-code]"),
+    ("tracin_we", "target=[code]"),
+    ("mixmin", "sources=[also-code, web]"),
+    ("regression", "metric=code"),
+    ("regression", "metric={web: 0.5, also-code: 0.5}"),
+]
+
+
+@pytest.mark.parametrize(("method", "setting"), NAMING)
+def test_a_copy_that_is_named_stays(both, method, setting):
+    problem, _ = every_method.problem_for(both, method)
+    assert without_copies(problem, options(both, method, setting)) is problem
+    other = options(both, method, setting.replace("also-code", "prose").replace("code", "prose"))
+    assert without_copies(problem, other).domains == ("also-code", "prose", "web")
+
+
+def test_of_two_texts_the_one_that_is_named_stays(tmp_path):
+    corpus = BOTH | {"also-web": ALONE["web"]}
+    path = every_method.make_recipe(tmp_path, corpus=corpus)
+    problem, _ = every_method.problem_for(path, "doge")
+    given = options(path, "doge", "target=[web]", "train_target=true")
+    solved = without_copies(problem, given)
+    assert solved.domains == ("also-code", "also-web", "prose", "web")
+    solution = Solution.exact(np.array([0.4, 0.1, 0.2, 0.3]))
+    assert problem.domains == ("also-code", "also-web", "code", "prose", "web")
+    found = with_copies(solution, problem, solved).weights
+    assert found == pytest.approx([0.2, 0.1, 0.2, 0.2, 0.3])
+
+
+def test_copies_stay_where_without_them_nothing_is_left_to_weigh(tmp_path, both):
+    path = every_method.make_recipe(tmp_path, corpus={"a": ALONE["code"], "b": ALONE["code"]})
+    problem, given = every_method.problem_for(path, "odm")
+    assert without_copies(problem, given) is problem
+    problem, given = every_method.problem_for(both, "odm")
+    tokens = int(problem.tokens[1:].sum())
+    for most, short in ((tokens, False), (tokens + 1, True)):
+        asked = replace(problem, target_tokens=most, max_epochs=1.0)
+        assert (without_copies(asked, given) is asked) == short
+
+
+def test_the_problem_without_copies_is_that_of_the_others(both):
     problem, _ = every_method.problem_for(both, "doge")
-    assert without_copies(problem, recipe.solve.options) is problem
-    other = load(both, ["solve.method=doge", "solve.doge.target=[web]"]).solve.options
+    other = options(both, "doge", "target=[web]")
     solved = without_copies(problem, other)
     assert solved.domains == solved.lab.domains == ("also-code", "prose", "web")
     assert solved.tokens.tolist() == [problem.tokens[0], *problem.tokens[2:]]
@@ -64,13 +113,15 @@ def test_a_copy_that_is_named_stays(both, target):
     assert with_copies(solution, problem, solved).weights.tolist() == [0.25, 0.25, 0.2, 0.3]
 
 
-def test_weights_say_so_and_the_estimate_knows(alone, both):
-    settings = ["solve.method=mixing_law", "solve.proxy.steps=3"]
+@pytest.mark.parametrize("method", ["mixing_law", "ir_dro"])
+def test_weights_say_so_and_the_estimate_knows(alone, both, method):
+    settings = [f"solve.method={method}", "solve.proxy.steps=3"]
     given = load(both, settings)
     store = pipeline.current_store(given)
     assert list(store.domains) == list(NAMES)
     lone = load(alone, settings)
     expected = estimate(lone, pipeline.current_store(lone))
-    assert estimate(given, store)["proxy_tokens"] == expected["proxy_tokens"]
+    for what in ("proxy_tokens", "flops"):
+        assert estimate(given, store)[what] == expected[what]
     kept = pipeline.solve_weights(load(both, ["solve.method=odm", "solve.proxy.steps=3"])).manifest
     assert "'code' and 'also-code' hold the same documents: one of them is enough" in kept["doubts"]

@@ -1,4 +1,4 @@
-"""What domains are told apart by in a solve: their documents, whatever they are called.
+"""What small models tell domains apart by: their documents, whatever they are called.
 
 An answer then does not hang on names: random streams are named by documents, and where two domains
 are otherwise equal the documents decide which of them comes first.
@@ -19,7 +19,7 @@ from mixc.store.store import Store
 
 @dataclass(frozen=True, order=True)
 class Name:
-    """A hash of a domain's documents, and how many domains of the same documents come before."""
+    """A hash of a domain's documents in their order, and how many domains before it have it too."""
 
     documents: str
     copy: int
@@ -29,7 +29,7 @@ class Name:
 
 
 def names_of(store: Store) -> dict[str, Name]:
-    """A name for each domain, by what it is called: a hash of its documents' ids, in their order.
+    """A name for each domain, by what it is called.
 
     Domains of the same documents are numbered, so that they do not share their random streams.
     """

@@ -202,7 +202,8 @@ def copy_all(addresses: NDArray[np.uint64], sizes: Index, out: NDArray[Any]) -> 
     `out` is contiguous. Raises ValueError unless they fill it. An address that cannot be read ends
     the process.
     """
-    if not out.flags.c_contiguous or sizes.min(initial=0) < 0 or int(sizes.sum()) != out.nbytes:
+    whole = out.flags.c_contiguous and len(addresses) == len(sizes) and sizes.min(initial=0) >= 0
+    if not whole or int(sizes.sum()) != out.nbytes:
         raise ValueError("the bytes do not fill the buffer")
     _copy_all(addresses, sizes, out)
 

@@ -21,7 +21,6 @@ from mixc.build.supply import Supply
 from mixc.rows.columns import Columns, open_columns
 from mixc.rows.packing import Layout
 from mixc.rows.stream import AT_ONCE, DomainStream, Spans, targets
-from mixc.store import parts
 from mixc.store.parts import Window
 from mixc.store.store import Store
 
@@ -50,13 +49,12 @@ class Builder:
     `locks` has one for each domain's stream. `columns` are those of every shard, domain by domain:
     of domain d from shard `first_shard[d]` on, int64[K]; `first_document` is the number in its
     domain of each shard's first document, int64[shards]. `padding` is a row of ends of text.
-    Rows are full, and have none, where it is None. `files` are the shards' own, and `file_sizes`
-    their bytes.
+    Rows are full, and have none, where it is None. `files` are the shards' own.
     `turn` is had by who writes: a file takes one at a time, and who waits there uses a core.
     `published`: what `path` is another name of, if it is; then it is read and never written to.
     `tables`: whether tables of rows' sources are made. `cold`: the store is read from the disk.
-    `windows`: what blocks go through past the page cache, taken in turns; one more than blocks are
-    under way. There are none where they go through the page cache.
+    `windows`: what blocks go through past the page cache, taken in turns: as many as there are
+    blocks at a time, one more than threads. There are none where they go through the page cache.
     """
 
     domains: tuple[str, ...]
@@ -69,7 +67,6 @@ class Builder:
     dtype: np.dtype[Any]
     padding: NDArray[Any] | None
     files: tuple[Path, ...]
-    file_sizes: tuple[int, ...]
     path: Path
     turn: Lock
     published: Path | None = None
@@ -109,10 +106,7 @@ Finder = Callable[[Builder, BlockTask, BlockRows], Origin]
 
 
 def from_store(builder: Builder, task: BlockTask, rows: BlockRows) -> Origin:  # noqa: ARG001
-    """The tokens of a block, where they stand in the store. Raises MX040 if a shard was cut."""
-    for number in np.unique(rows.shard).tolist():
-        if builder.files[number].stat().st_size < builder.file_sizes[number]:
-            raise parts.unreadable(builder.files[number])
+    """The tokens of a block, where they stand in the store."""
     return Origin(builder.columns.tokens, rows.shard, rows.at, builder.files)
 
 
@@ -141,8 +135,7 @@ def make_builder(
         with ThreadPoolExecutor(min(workers, AT_ONCE)) as crew:
             streams = tuple(crew.map(open_stream, domains))
     shards = [one.shards for one in streams]
-    records = [one.file for name in domains for one in store.domains[name].shards]
-    builder = Builder(
+    return Builder(
         domains=domains,
         streams=streams,
         locks=tuple(Lock() for _ in domains),
@@ -152,17 +145,15 @@ def make_builder(
         seq_len=supply.layout.seq_len,
         dtype=store.dtype,
         padding=_padding(store, supply.layout),
-        files=tuple(store.root / one.path for one in records),
-        file_sizes=tuple(one.bytes for one in records),
+        files=tuple(
+            store.root / one.file.path for name in domains for one in store.domains[name].shards
+        ),
         path=path,
         turn=Lock(),
         published=published,
         tables=tables,
         windows=windows,
     )
-    if windows:  # until a block tells otherwise
-        builder.cold.set()
-    return builder
 
 
 def _padding(store: Store, layout: Layout) -> NDArray[Any] | None:

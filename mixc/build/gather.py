@@ -48,7 +48,7 @@ def build_blocks(
     builder: Builder, tasks: Iterable[BlockTask], *, workers: int, find: Finder = from_store
 ) -> Iterator[BlockDone]:
     """Stage every block; yield them in order. Its tokens stand until the next one is asked for."""
-    threads = max(workers, len(builder.windows) - 1)
+    threads = len(builder.windows) - 1 if builder.windows else workers
     yield from in_order(lambda task: build_block(builder, task, find), tasks, workers=threads)
 
 
@@ -117,7 +117,7 @@ def _write(
 
     sizes = length * width
     if builder.windows:
-        return _write_past(builder, task, addresses, sizes, file_of)
+        return _write_by_window(builder, task, addresses, sizes, file_of)
     if builder.cold.is_set():  # who waits for the disk with the file in hand lets all others wait
         populate(addresses, sizes)
     with builder.turn:
@@ -129,7 +129,7 @@ def _write(
     return block_digest(tokens), tokens
 
 
-def _write_past(
+def _write_by_window(
     builder: Builder,
     task: BlockTask,
     addresses: NDArray[np.uint64],
@@ -138,21 +138,16 @@ def _write_past(
 ) -> tuple[str, NDArray[Any]]:
     """Put a block's tokens in place past the page cache; their digest, and they.
 
-    They are copied by this process, twice as fast as by the system; what cannot be read would kill
-    it. So as long as pages come from the disk, the system fetches them before, and says which not.
+    They are copied by this process, twice as fast as by the system. What cannot be read would kill
+    it: so the system fetches the pages before, and says which it cannot.
     """
     offset, count = _place(builder, task)
     window = builder.windows[task.number % len(builder.windows)]
     room = window.room(offset, count * builder.dtype.itemsize)
-    before = _major_faults()
-    if builder.cold.is_set() and (unread := populate(addresses, sizes)) is not None:
+    if (unread := populate(addresses, sizes)) is not None:
         raise parts.unreadable(file_of(unread))
     tokens = np.frombuffer(room, builder.dtype)
     copy_all(addresses, sizes, tokens)
-    if _major_faults() > before:
-        builder.cold.set()
-    else:
-        builder.cold.clear()
     digest = block_digest(tokens)
     window.write(builder.path, offset, len(room))
     return digest, tokens

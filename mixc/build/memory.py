@@ -47,12 +47,12 @@ def memory_bytes(plan: BuildPlan, store: Store, *, workers: int, twice: bool = F
     labels = plan.rows * (_LABEL + written * (written != _LABEL))
     if len(plan.schedule.stages) > 1:
         labels += plan.rows * _LABEL  # while stages are joined
-    rows = min(plan.block_rows, plan.rows)
+    rows, threads = min(plan.block_rows, plan.rows), workers + 1
     # A window each; then the buckets of the blocks under way, of which one is being read.
-    buckets = twice * (workers + 1) * bucket_bytes(plan.bytes)
+    buckets = twice * (threads + 1) * bucket_bytes(plan.bytes)
     length = max(1, int(tokens.sum()) // max(1, int(documents.sum())))
     spans = rows * (1 + plan.row_len // length)
     # As many blocks as are under way: they go through memory, or staged ones are read again.
-    blocks = rows * plan.row_len * plan.spec.dtype.itemsize * (workers + 2)
-    blocks += spans * _SPAN * workers + buckets
+    blocks = rows * plan.row_len * plan.spec.dtype.itemsize * (threads + 1)
+    blocks += spans * _SPAN * threads + buckets
     return int(_PROCESS + labels + streams.sum() + passing.sum() + blocks)

@@ -97,7 +97,7 @@ class BuildPlan:
         return not all(self._takes_stream(name) for name in self.formats)
 
     def _takes_stream(self, name: str) -> bool:
-        return int(WRITERS[name].load().disk_bytes(self.spec)) < self.bytes
+        return bool(getattr(WRITERS[name].load(), "LINKS", False))
 
     def disk_bytes(self) -> dict[str, int]:
         """What is staged, at least: the stream, provenance, and what formats take beside."""

@@ -334,7 +334,8 @@ def _windows(plan: BuildPlan, stream: Path, workers: int) -> tuple[parts.Window,
     if plan.read_again or not parts.Window.fits(stream):
         return ()
     size = min(plan.block_rows, plan.rows) * plan.row_len * plan.spec.dtype.itemsize
-    return tuple(parts.Window(size) for _ in range(workers + 1 + (workers > 1)))
+    threads = workers + (workers > 1)
+    return tuple(parts.Window(size) for _ in range(threads + 1))
 
 
 def _hold_out(site: Site, export: Exporter, there: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,9 @@ _PWRITEV = ctypes.CDLL(None, use_errno=True).pwritev
 _PWRITEV.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
 _PWRITEV.restype = ctypes.c_ssize_t
 _OPEN = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-_SECTOR = 4096  # what goes past the page cache begins and ends at multiples of it
+# What goes past the page cache begins and ends at multiples of it: whole sectors of any disk, and
+# whole pages, of which no other part goes through the cache.
+_SECTOR = max(4096, mmap.PAGESIZE)
 _HUGE = 1 << 21  # bytes of a huge page
 
 
@@ -137,7 +139,8 @@ class Window:
 
     def __init__(self, most: int) -> None:
         """For parts of at most so many bytes."""
-        memory = mmap.mmap(-1, -(-(most + _SECTOR) // _HUGE) * _HUGE)
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory has no huge pages
+        memory = mmap.mmap(-1, -(-(most + _SECTOR) // _HUGE) * _HUGE, flags=private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):  # a kernel without them
                 memory.madvise(mmap.MADV_HUGEPAGE)
@@ -170,7 +173,9 @@ class Window:
 
 
 def _write_past(path: Path, offset: int, data: memoryview) -> bool:
-    """Write whole sectors past the page cache; False if the filesystem's are larger than ours."""
+    """Write whole sectors past the page cache; False, and some may be written, where the system
+    takes no such pieces: the filesystem's sectors may be larger than ours.
+    """
     with writing(path):
         descriptor = os.open(path, _OPEN | os.O_DIRECT)
         try:

@@ -35,6 +35,9 @@ def check(spec: StreamSpec) -> None:
         )
 
 
+LINKS = True  # the staged stream is its file, and is not read
+
+
 def disk_bytes(spec: StreamSpec) -> int:
     """What the rows take on disk, at least, beside the staged stream and labels."""
     return 8 * spec.rows  # the index

@@ -32,6 +32,9 @@ def check(spec: StreamSpec) -> None:
     refuse("megatron", "ids", spec.vocab_size - 1, _INT32_MAX)
 
 
+LINKS = True  # the staged stream is its file, and is not read
+
+
 def disk_bytes(spec: StreamSpec) -> int:
     """What the rows take on disk, at least, beside the staged stream and labels."""
     return 20 * spec.rows  # the index

@@ -19,6 +19,9 @@ def check(spec: StreamSpec) -> None:
     refuse("nanogpt", "ids", spec.vocab_size - 1, (1 << 16) - 1)
 
 
+LINKS = True  # the staged stream is its file, and is not read
+
+
 def disk_bytes(spec: StreamSpec) -> int:  # noqa: ARG001
     """What the rows take on disk, at least, beside the staged stream and labels."""
     return 0

@@ -32,6 +32,9 @@ def check(spec: StreamSpec) -> None:
     refuse("olmo", "rows", spec.rows, _MOST_ROWS)
 
 
+LINKS = True  # the staged stream is its file, and is not read
+
+
 def disk_bytes(spec: StreamSpec) -> int:
     """What the rows take on disk, at least, beside the staged stream and labels."""
     return 4 * spec.rows  # of the sidecar, compressed

@@ -18,6 +18,10 @@ from mixc_kernels.gather_spans import (
 )
 
 
+def kernel():
+    return tuple(int(part) for part in os.uname().release.split(".")[:2])
+
+
 @st.composite
 def pooled(draw):
     """(pool, source, starts, targets, lengths, size of the buffer)."""
@@ -136,7 +140,7 @@ def test_pages_are_there_once_they_are_asked_for(tmp_path):
     populate(np.array([mapped.ctypes.data + 5, 0], np.uint64), np.array([len(mapped) - 5, 4096]))
     asked = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
     assert int(mapped[::4096].sum()) == 0
-    if os.uname().release.split(".") >= ["5", "14"]:
+    if kernel() >= (5, 14):
         assert resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - asked < 8
     assert asked >= before
 
@@ -149,7 +153,7 @@ def test_pages_of_a_file_that_was_cut_are_told(tmp_path):
     assert populate(begins, np.array([4096, 1, 1 << 18, 4])) is None
     os.truncate(path, 4096)
     told = populate(begins, np.array([4096, 1, 1 << 18, 4]))
-    assert told == (1 if os.uname().release.split(".") >= ["5", "14"] else None)
+    assert told == (1 if kernel() >= (5, 14) else None)
     assert mapped[0] == 0
 
 
@@ -162,8 +166,9 @@ def test_all_is_copied_end_to_end(spans):
     out = np.zeros(int(sizes.sum()), np.uint8)
     copy_all(addresses, sizes, out)
     assert out.tobytes() == b"".join(held[start : start + size].tobytes() for start, size in spans)
-    with pytest.raises(ValueError, match="do not fill"):
-        copy_all(addresses, sizes, np.zeros(len(out) + 1, np.uint8))
+    for wrong in ((addresses, sizes, len(out) + 1), (np.append(addresses, 0), sizes, len(out))):
+        with pytest.raises(ValueError, match="do not fill"):
+            copy_all(wrong[0], wrong[1], np.zeros(wrong[2], np.uint8))
 
 
 def test_what_is_asked_for_ahead_may_stand_anywhere():

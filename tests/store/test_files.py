@@ -143,21 +143,24 @@ def test_a_part_goes_past_the_page_cache_and_leaves_the_others_alone(offset, siz
         path.write_bytes(before)
         if not parts.Window.fits(path):
             pytest.skip("this filesystem has no way past the page cache")
-        pwrite = os.pwrite
+        pwrite, past = os.pwrite, []
 
-        def refuse(descriptor, data, at):
+        def noted(descriptor, data, at):
             if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
-                raise OSError(errno.EINVAL, "no")
+                past.append((at, at + len(data)))
+                if refused:
+                    raise OSError(errno.EINVAL, "no")
             return pwrite(descriptor, data, at)
 
-        if refused:
-            patch.setattr(os, "pwrite", refuse)
+        patch.setattr(os, "pwrite", noted)
         window = parts.Window(20_000)
         for value in (1, 2):  # one after the other through the same memory
             window.room(offset, size)[:] = bytes([value]) * size
             window.write(path, offset, size)
         expected = before[:offset] + bytes([2]) * size + before[offset + size :]
         assert path.read_bytes() == expected
+        sectors = -(-offset // 4096) * 4096, (offset + size) // 4096 * 4096
+        assert past == ([sectors] * 2 if sectors[0] < sectors[1] else [])
 
 
 def test_a_disk_that_fails_past_the_page_cache_is_an_error(tmp_path, monkeypatch):

@@ -137,7 +137,8 @@ def prepare(arguments: argparse.Namespace, part: str, domains: Sequence[str]) ->
 
 def recipe(arguments: argparse.Namespace, part: str, domains: Sequence[str]) -> dict[str, Any]:
     """A part's recipe; a method and its options are set on top of it."""
-    runs = arguments.swarm * (len(domains) + 1)  # the same mixes for both, trained once
+    texts = set(domains) - {PAIR[1]}  # a copy is no domain of its own to a method
+    runs = arguments.swarm * (len(texts) + 1)  # the same mixes for both, trained once
     train = {"train": {"vocab_size": arguments.vocab, "sample_bytes": "10M"}}
     return {
         "name": part,

@@ -74,7 +74,7 @@ def problem(tmp_path_factory):
 @pytest.mark.parametrize(
     ("method", "most", "of_it"),
     [
-        ("doremi", "large", (0.7, 1.0)),  # which its reference, of the natural mix, knows best
+        ("doremi", "large", (0.5, 1.0)),  # which its reference, of the natural mix, knows best
         ("ir_dro", "small", (0.35, 1.0)),  # which that knows least
         ("odm", "small", (0.25, 0.4)),  # 80 steps lead not far from uniform
     ],
@@ -95,7 +95,7 @@ def test_regression_has_the_best_mix_in_its_interval(problem):
     found = run_method("regression", make_problem(recipe, store), recipe.solve.options)
     assert (found.low <= best).all() and (best <= found.high).all()
     assert (found.high - found.low < 0.4).all()
-    assert planted.total_variation(found.weights, best) < 0.12
+    assert planted.total_variation(found.weights, best) < 0.15
 
 
 def test_the_tool_itself(tmp_path, monkeypatch, capsys):

@@ -59,6 +59,8 @@ class Run:
 class Lab:
     """Runs follow the law, with noise that depends on the mix and the seed alone."""
 
+    order = np.arange(len(NATURAL))
+
     def __init__(self, noise, function=law):
         self.noise, self.function, self.asked = noise, function, []
         self.held_bytes = 1.0 * ~np.isnan(function(NATURAL))
@@ -288,7 +290,7 @@ def test_a_store_is_solved_and_the_runs_are_kept(tmp_path):
     assert solved.manifest["cost"]["tokens"] == 6 * 4 * 16 * 31
     kept = sorted((tmp_path / "out").rglob("solve/runs/*.json"))
     assert len(kept) == 6
-    again = pipeline.solve_weights(load(path, [*unchecked, "solve.regression.kl=0.0"]))
+    again = pipeline.solve_weights(load(path, [*unchecked, "solve.regression.kl=100.0"]))
     assert again.weights != solved.weights
     assert sorted((tmp_path / "out").rglob("solve/runs/*.json")) == kept
 

@@ -239,7 +239,7 @@ def test_nothing_is_read_before_it_is_written(mode):
     for poison in (False, True):
         torch.use_deterministic_algorithms(poison)  # empty tensors are then full of NaN
         try:
-            assert torch.empty(1000).isnan().all() == poison
+            assert not poison or torch.empty(1000).isnan().all()
             out = fused_linear_ce(hidden, weight, target, **given)
             found = gradients(out.loss.sum() + out.total, hidden, weight)
         finally:

@@ -21,7 +21,7 @@ from mixc.build.supply import Supply
 from mixc.rows.columns import Columns, open_columns
 from mixc.rows.packing import Layout
 from mixc.rows.stream import AT_ONCE, DomainStream, Spans, targets
-from mixc.store.parts import Window
+from mixc.store.parts import Window, unreadable
 from mixc.store.store import Store
 
 Index = NDArray[np.int64]
@@ -49,10 +49,11 @@ class Builder:
     `locks` has one for each domain's stream. `columns` are those of every shard, domain by domain:
     of domain d from shard `first_shard[d]` on, int64[K]; `first_document` is the number in its
     domain of each shard's first document, int64[shards]. `padding` is a row of ends of text.
-    Rows are full, and have none, where it is None. `files` are the shards' own.
+    Rows are full, and have none, where it is None. `files` are the shards' own, of `sizes` bytes.
     `turn` is had by who writes: a file takes one at a time, and who waits there uses a core.
     `published`: what `path` is another name of, if it is; then it is read and never written to.
     `tables`: whether tables of rows' sources are made. `cold`: the store is read from the disk.
+    `ahead`: which shards were read ahead and are mapped page by page since, bool[shards].
     `windows`: what blocks go through past the page cache, taken in turns: as many as there are
     blocks at a time, one more than threads. There are none where they go through the page cache.
     """
@@ -67,6 +68,8 @@ class Builder:
     dtype: np.dtype[Any]
     padding: NDArray[Any] | None
     files: tuple[Path, ...]
+    sizes: Index
+    ahead: NDArray[np.bool_]
     path: Path
     turn: Lock
     published: Path | None = None
@@ -75,13 +78,23 @@ class Builder:
     cold: Event = field(default_factory=Event)
 
     def read_ahead(self, domains: Sequence[str], *, workers: int) -> None:
-        """Bring all tokens of domains into memory, in long runs, rather than page by page."""
+        """Bring all tokens of domains into memory, in long runs, rather than page by page.
+
+        Raises MX040 if a shard cannot be read.
+        """
         pool = self.columns.tokens
         wanted = [self.domains.index(name) for name in domains]
         shards = [i for domain in wanted for i in self.shards_of(domain)]
         sizes = pool.sizes * self.dtype.itemsize
+
+        def read(shard: int) -> None:
+            one = slice(shard, shard + 1)
+            if populate(pool.addresses[one], sizes[one]) is not None:
+                raise unreadable(self.files[shard])
+            self.ahead[shard] = True
+
         with ThreadPoolExecutor(workers) as crew:
-            list(crew.map(lambda i: populate(pool.addresses[i : i + 1], sizes[i : i + 1]), shards))
+            list(crew.map(read, shards))
 
     def shards_of(self, domain: int) -> range:
         """The numbers of a domain's shards."""
@@ -93,21 +106,27 @@ class Builder:
 class Origin:
     """Where tokens are copied from: span i from `at[i]` on in `pool.values[source[i]]`, int64.
 
-    `files` are those that the arrays of the pool are mapped from.
+    `files` are those that the arrays of the pool are mapped from. `there`: all of it is in memory.
     """
 
     pool: Pool
     source: Index
     at: Index
     files: tuple[Path, ...]
+    there: bool = False
 
 
 Finder = Callable[[Builder, BlockTask, BlockRows], Origin]
 
 
 def from_store(builder: Builder, task: BlockTask, rows: BlockRows) -> Origin:  # noqa: ARG001
-    """The tokens of a block, where they stand in the store."""
-    return Origin(builder.columns.tokens, rows.shard, rows.at, builder.files)
+    """The tokens of a block, where they stand in the store. Raises MX040 if a file was cut."""
+    shards = np.flatnonzero(np.bincount(rows.shard))
+    for shard in shards.tolist():
+        if builder.files[shard].stat().st_size < builder.sizes[shard]:
+            raise unreadable(builder.files[shard])
+    there = bool(builder.ahead[shards].all())
+    return Origin(builder.columns.tokens, rows.shard, rows.at, builder.files, there)
 
 
 def make_builder(
@@ -135,6 +154,7 @@ def make_builder(
         with ThreadPoolExecutor(min(workers, AT_ONCE)) as crew:
             streams = tuple(crew.map(open_stream, domains))
     shards = [one.shards for one in streams]
+    records = [one.file for name in domains for one in store.domains[name].shards]
     return Builder(
         domains=domains,
         streams=streams,
@@ -145,9 +165,9 @@ def make_builder(
         seq_len=supply.layout.seq_len,
         dtype=store.dtype,
         padding=_padding(store, supply.layout),
-        files=tuple(
-            store.root / one.file.path for name in domains for one in store.domains[name].shards
-        ),
+        files=tuple(store.root / one.path for one in records),
+        sizes=np.array([one.bytes for one in records], np.int64),
+        ahead=np.zeros(len(records), bool),
         path=path,
         turn=Lock(),
         published=published,

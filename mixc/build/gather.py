@@ -7,7 +7,7 @@ Python's, and all share one copy of the documents' lengths and orders.
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,10 @@ def _write(
 
     sizes = length * width
     if builder.windows:
-        return _write_by_window(builder, task, addresses, sizes, file_of)
+        # What is mapped and cannot be read kills who copies it; the system says so instead.
+        if not origin.there and (unread := populate(addresses, sizes)) is not None:
+            raise parts.unreadable(file_of(unread))
+        return _write_by_window(builder, task, addresses, sizes)
     if builder.cold.is_set():  # who waits for the disk with the file in hand lets all others wait
         populate(addresses, sizes)
     with builder.turn:
@@ -134,18 +137,14 @@ def _write_by_window(
     task: BlockTask,
     addresses: NDArray[np.uint64],
     sizes: Index,
-    file_of: Callable[[int], Path],
 ) -> tuple[str, NDArray[Any]]:
     """Put a block's tokens in place past the page cache; their digest, and they.
 
-    They are copied by this process, twice as fast as by the system. What cannot be read would kill
-    it: so the system fetches the pages before, and says which it cannot.
+    They are copied by this process, twice as fast as by the system.
     """
     offset, count = _place(builder, task)
     window = builder.windows[task.number % len(builder.windows)]
     room = window.room(offset, count * builder.dtype.itemsize)
-    if (unread := populate(addresses, sizes)) is not None:
-        raise parts.unreadable(file_of(unread))
     tokens = np.frombuffer(room, builder.dtype)
     copy_all(addresses, sizes, tokens)
     digest = block_digest(tokens)

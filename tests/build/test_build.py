@@ -397,6 +397,31 @@ def test_what_cannot_be_fetched_from_the_disk_is_named(tmp_path, monkeypatch):
     assert not (tmp_path / "out/mixture").exists()
 
 
+WHOLE = BUILD | {"rows": 400, "weights": "natural", "max_epochs": 40}  # all domains are used whole
+
+
+def test_what_was_read_ahead_is_not_asked_for_again(tmp_path, monkeypatch):
+    if not past_the_page_cache(tmp_path):
+        pytest.skip("this filesystem has no way past the page cache")
+    build = WHOLE | {"formats": ["nanogpt"]}
+    _, mixture = make_mixture(tmp_path / "asked", CORPUS, mixture=build)
+    monkeypatch.setattr(gather, "populate", lambda *_: pytest.fail("it was asked for"))
+    _, ahead = make_mixture(tmp_path / "ahead", CORPUS, mixture=build)
+    monkeypatch.setattr(blocks.Builder, "read_ahead", lambda *_, **__: None)
+    with pytest.raises(pytest.fail.Exception):
+        make_mixture(tmp_path / "page by page", CORPUS, mixture=build)
+    assert np.array_equal(flat(ahead), flat(mixture))
+
+
+def test_what_cannot_be_read_ahead_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "populate", lambda addresses, _: len(addresses) - 1)
+    with pytest.raises(MixcError, match="cannot be read any more") as caught:
+        make_mixture(tmp_path, CORPUS, mixture=WHOLE)
+    assert caught.value.code == "MX040"
+    assert Path(caught.value.place.file).parent.parent == tmp_path / "out/store"
+    assert not (tmp_path / "out/mixture").exists()
+
+
 @pytest.mark.parametrize("share", [0.2, 0.8])
 def test_domains_that_are_used_whole_are_read_ahead(tmp_path, monkeypatch, share):
     read, ahead = [], blocks.Builder.read_ahead

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,12 @@ from typing import Any
 _EVERY = 0.25  # seconds between two looks at the memory
 _SHARES_EVERY = 8  # of these looks: the system goes through all pages for it
 _ORPHANS = 5.0  # seconds that helpers of the command may outlive it
+_TAKE = """
+import mmap, sys
+memory = mmap.mmap(-1, int(sys.argv[1]), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_HUGEPAGE)
+memory[::4096] = memory[::4096]
+"""
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
 
@@ -122,6 +129,16 @@ def _kb(pid: int, file: str, field: str) -> float:
         if found := re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE):
             return int(found[1]) * 1024 / 1e6
     return 0.0
+
+
+def take_memory(most: int) -> None:
+    """Take free memory, a GB left and at most so many bytes, and give it back: a virtual machine has
+    it from its host then.
+    """
+    found = re.search(r"^MemFree: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    size = min(most, (int(found[1]) << 10) - (1 << 30) if found else 0)
+    if size > 0:  # by a process that ends, so that all of it is given back
+        subprocess.run([sys.executable, "-c", _TAKE, str(size)], check=True)
 
 
 def machine() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from mixc.rng import Stream
 from mixc.rows.stream import DomainStream, count_up, each_of
 
 Index = NDArray[np.int64]
-# Starts an iterator over the steps, from step 0: the rows of each domain in its batch, int64[K].
+# Starts an iterator over the steps, from step 0: the rows of each deck in its batch, int64[K].
 Counts = Callable[[], Iterator[Index]]
 _HELD_BYTES, _BLOCK_ROWS = 1 << 25, 64
 _PASSES_HELD = 2
@@ -145,7 +145,7 @@ class Sampler:
         self._before, self._now = np.zeros(size, np.int64), np.zeros(size, np.int64)
 
     def _at(self, step: int) -> tuple[Index, Index]:
-        """The rows of each domain before a step, and in it."""
+        """The rows of each deck before a step, and in it."""
         if step < self._step:
             self._begin()
         while self._step < step:
@@ -155,7 +155,7 @@ class Sampler:
 
 
 def rows_of_part(rows: Index, share: float) -> Index:
-    """How many of a domain's first `rows` rows stand in a part of the batches, int64."""
+    """How many of a deck's first `rows` rows stand in a part of the batches, int64."""
     due: Index = np.ceil(rows * share).astype(np.int64)
     return due
 

@@ -120,9 +120,13 @@ def run_method(name: str, problem: Problem, options: object = None) -> Solution:
     """
     module = METHODS[name].load()
     options = module.Options() if options is None else options
-    solved = without_copies(problem, options) if METHODS[name].trains else problem
+    solved = _seen_by(name, problem, options)
     solution: Solution = module.solve(solved, options)
     return with_copies(solution, problem, solved)
+
+
+def _seen_by(name: str, problem: Problem, options: object) -> Problem:
+    return without_copies(problem, options) if METHODS[name].trains else problem
 
 
 def weights_key(recipe: Recipe, store: Store) -> str:
@@ -173,9 +177,7 @@ def estimate(recipe: Recipe, store: Store) -> dict[str, Any]:
     from mixc.proxy.presets import PRESETS, flops_per_token
 
     proxy, method = recipe.solve.proxy, METHODS[recipe.solve.method]
-    problem = make_problem(recipe, store)
-    if method.trains:
-        problem = without_copies(problem, recipe.solve.options)
+    problem = _seen_by(recipe.solve.method, make_problem(recipe, store), recipe.solve.options)
     tokens = recipe.solve.seeds * proxy.steps * problem.lab.batch_rows * (proxy.seq_len - 1)
     if (count := getattr(method.load(), "run_count", None)) is not None:
         tokens *= count(problem, recipe.solve.options)

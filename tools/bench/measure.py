@@ -132,8 +132,9 @@ def _kb(pid: int, file: str, field: str) -> float:
 
 
 def take_memory(most: int) -> None:
-    """Take free memory, a GB left and at most so many bytes, and give it back: a virtual machine has
-    it from its host then.
+    """Take free memory, a GB left and at most so many bytes, and give it back.
+
+    A virtual machine has it from its host then.
     """
     found = re.search(r"^MemFree: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
     size = min(most, (int(found[1]) << 10) - (1 << 30) if found else 0)

@@ -462,3 +462,23 @@ def test_the_row_reference_keeps_to_its_columns():
     inside = torch.zeros_like(room, dtype=torch.bool)
     inside[2:7, 3:70] = True
     assert room[~inside].eq(7).all()
+
+
+def test_more_logits_than_32_bits_can_count():
+    tokens, vocab = 43_000, 50_257
+    rng = np.random.default_rng(0)
+    hidden, weight = (
+        torch.from_numpy(rng.normal(size=(n, 4))).float().requires_grad_() for n in (tokens, vocab)
+    )
+    target = torch.from_numpy(rng.integers(vocab, size=tokens))
+    last, upstream = slice(tokens - 3, tokens), torch.zeros(tokens)
+    upstream[last] = normals(3)
+    assert tokens * vocab > 1 << 31
+    out = fused_linear_ce(hidden, weight, target, mode="vocab")
+    wanted = plainly(hidden[last], weight, target[last])
+    assert error(out.loss[last], wanted) < 1e-6
+    found = gradients((out.loss * upstream).sum(), hidden, weight)
+    exact = gradients((wanted * upstream[last]).sum(), hidden, weight)
+    for one, other in zip(found, exact, strict=True):
+        assert error(one, other) < 2e-5  # all logits in float32 are off by 1e-5 here
+    assert found[0][: last.start].eq(0).all()

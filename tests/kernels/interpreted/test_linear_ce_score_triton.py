@@ -1,5 +1,6 @@
 import pytest
 import torch
+from far_rows import far_rows
 from mixc_kernels.linear_ce_score import linear_ce_score, linear_ce_score_reference
 from mixc_kernels.linear_ce_score_triton import score
 
@@ -39,6 +40,13 @@ def test_a_loss_does_not_depend_on_the_other_tokens():
     for part in (slice(0, 1), slice(50, 70), slice(250, 300)):
         got = score(hidden[part], weight, target[part], None, -100, SPAN)
         assert torch.equal(got, whole[part])
+
+
+def test_offsets_take_more_than_32_bits():
+    hidden, weight, target = case(5, 40, 1100, torch.float16)
+    wanted = score(hidden, weight, target, None, -100, SPAN)
+    got = score(far_rows(hidden), far_rows(weight), target, None, -100, SPAN)
+    assert torch.equal(got, wanted)
 
 
 def test_what_lies_around_the_inputs_is_not_read():

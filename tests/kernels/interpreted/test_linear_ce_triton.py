@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from far_rows import far_rows
 from mixc_kernels import linear_ce_rows
 from mixc_kernels.fused_linear_ce import fused_linear_ce
 from mixc_kernels.linear_ce_rows import run_rows_reference
@@ -52,6 +53,19 @@ def test_equals_the_reference(columns, terms):
         torch.testing.assert_close(got, wanted, rtol=2e-6, atol=2e-6)
         if got.ndim == 2:
             assert got[2].eq(0).all() and got[:, case[1].n_vocab :].eq(0).all()
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_offsets_take_more_than_32_bits(in_place):
+    rows = len(TARGET)
+    near, scale, terms = 3 * normals(rows, 64), normals(rows, seed=1), Terms(50, **ALL_TERMS)
+    far = far_rows(near)
+    out, wanted = (far, near) if in_place else (far_rows(near), near.clone())
+    found, expected = ([torch.full((rows,), torch.nan) for _ in range(3)] for _ in range(2))
+    run_rows(far, out, TARGET, scale, *found, terms)
+    run_rows(near, wanted, TARGET, scale, *expected, terms)
+    assert torch.equal(out, wanted)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

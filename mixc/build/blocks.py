@@ -53,7 +53,7 @@ class Builder:
     `turn` is had by who writes: a file takes one at a time, and who waits there uses a core.
     `published`: what `path` is another name of, if it is; then it is read and never written to.
     `tables`: whether tables of rows' sources are made. `cold`: the store is read from the disk.
-    `ahead`: which shards were read ahead and are mapped page by page since, bool[shards].
+    `ahead`: which shards were read ahead, bool[shards].
     `windows`: what blocks go through past the page cache, taken in turns: as many as there are
     blocks at a time, one more than threads. There are none where they go through the page cache.
     """
@@ -80,7 +80,7 @@ class Builder:
     def read_ahead(self, domains: Sequence[str], *, workers: int) -> None:
         """Bring all tokens of domains into memory, in long runs, rather than page by page.
 
-        Raises MX040 if a shard cannot be read.
+        What cannot be read is asked for again, and named, where it is needed.
         """
         pool = self.columns.tokens
         wanted = [self.domains.index(name) for name in domains]
@@ -89,9 +89,7 @@ class Builder:
 
         def read(shard: int) -> None:
             one = slice(shard, shard + 1)
-            if populate(pool.addresses[one], sizes[one]) is not None:
-                raise unreadable(self.files[shard])
-            self.ahead[shard] = True
+            self.ahead[shard] = populate(pool.addresses[one], sizes[one]) is None
 
         with ThreadPoolExecutor(workers) as crew:
             list(crew.map(read, shards))
@@ -106,27 +104,35 @@ class Builder:
 class Origin:
     """Where tokens are copied from: span i from `at[i]` on in `pool.values[source[i]]`, int64.
 
-    `files` are those that the arrays of the pool are mapped from. `there`: all of it is in memory.
+    `files` are those that the arrays of the pool are mapped from; `ahead` says which of them were
+    read already, and may be read without asking the system first, bool[arrays].
     """
 
     pool: Pool
     source: Index
     at: Index
     files: tuple[Path, ...]
-    there: bool = False
+    ahead: NDArray[np.bool_]
 
 
 Finder = Callable[[Builder, BlockTask, BlockRows], Origin]
 
 
 def from_store(builder: Builder, task: BlockTask, rows: BlockRows) -> Origin:  # noqa: ARG001
-    """The tokens of a block, where they stand in the store. Raises MX040 if a file was cut."""
-    shards = np.flatnonzero(np.bincount(rows.shard))
-    for shard in shards.tolist():
-        if builder.files[shard].stat().st_size < builder.sizes[shard]:
-            raise unreadable(builder.files[shard])
-    there = bool(builder.ahead[shards].all())
-    return Origin(builder.columns.tokens, rows.shard, rows.at, builder.files, there)
+    """The tokens of a block, where they stand in the store.
+
+    Raises MX040 if a file that was read ahead is not there any more, or was cut.
+    """
+    used = np.bincount(rows.shard, minlength=len(builder.files)) > 0
+    for shard in np.flatnonzero(used & builder.ahead).tolist():
+        path = builder.files[shard]
+        try:
+            whole = path.stat().st_size >= builder.sizes[shard]
+        except OSError:
+            whole = False
+        if not whole:
+            raise unreadable(path)
+    return Origin(builder.columns.tokens, rows.shard, rows.at, builder.files, builder.ahead)
 
 
 def make_builder(

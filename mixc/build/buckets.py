@@ -89,7 +89,8 @@ class Buckets:
         at = np.empty(len(order), np.int64)
         at[order] = targets(length) + (asked.begins[number] - targets(of_window))[window]
         pool = self._take(bucket)
-        return Origin(pool, np.zeros(len(at), np.int64), at, (self._path(bucket, "bin"),))
+        held = np.ones(1, bool)  # in memory of our own
+        return Origin(pool, np.zeros(len(at), np.int64), at, (self._path(bucket, "bin"),), held)
 
     def _groups(self, tasks: Iterable[BlockTask]) -> Iterator[list[BlockTask]]:
         held, group = 0, list[BlockTask]()

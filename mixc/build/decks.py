@@ -111,7 +111,8 @@ class Decks:
         begin = (task.positions[labels] + rank) * builder.seq_len
         at = begin[spans.row] + within_rows(spans.row, spans.length)
         files = tuple(self._path(domain) for domain in range(self._domains))
-        return Origin(self._pool, labels[spans.row].astype(np.int64), at, files)
+        ahead = np.zeros(self._domains, bool)
+        return Origin(self._pool, labels[spans.row].astype(np.int64), at, files, ahead)
 
     def _mapped(self, domain: int, rows: int) -> NDArray[Any]:
         return map_numbers(self._path(domain), self._spec.dtype, rows * self._spec.seq_len)

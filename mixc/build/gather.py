@@ -108,6 +108,10 @@ def _write(
     offset, count = _place(builder, task)
     width = builder.dtype.itemsize
     addresses, length = _whole_rows(builder, len(task.labels), rows.spans, origin)
+    sizes = length * width
+    if builder.windows:
+        _fetch(origin, rows.spans)
+        return _write_by_window(builder, task, addresses, sizes)
 
     def file_of(number: int) -> Path:
         pool, address = origin.pool, addresses[number]
@@ -115,12 +119,6 @@ def _write(
         holding = np.flatnonzero((pool.addresses <= address) & (address < ends))
         return origin.files[int(holding[0])] if len(holding) else builder.path
 
-    sizes = length * width
-    if builder.windows:
-        # What is mapped and cannot be read kills who copies it; the system says so instead.
-        if not origin.there and (unread := populate(addresses, sizes)) is not None:
-            raise parts.unreadable(file_of(unread))
-        return _write_by_window(builder, task, addresses, sizes)
     if builder.cold.is_set():  # who waits for the disk with the file in hand lets all others wait
         populate(addresses, sizes)
     with builder.turn:
@@ -130,6 +128,21 @@ def _write(
             builder.cold.set()
     tokens = np.memmap(builder.path, builder.dtype, "r", offset, count)
     return block_digest(tokens), tokens
+
+
+def _fetch(origin: Origin, spans: Spans) -> None:
+    """Let the system fetch what was not read ahead. Raises MX040 if it cannot be read.
+
+    What is mapped and cannot be read would kill who copies it.
+    """
+    late = np.flatnonzero(~origin.ahead[origin.source])
+    if not len(late):
+        return
+    source, length = origin.source[late], spans.length[late]
+    addresses = span_addresses(origin.pool, source, origin.at[late], length)
+    sizes = length * origin.pool.values[0].itemsize
+    if (unread := populate(addresses, sizes)) is not None:
+        raise parts.unreadable(origin.files[int(source[unread])])
 
 
 def _write_by_window(

@@ -60,7 +60,7 @@ class Options(Strict):
     family: Literal["auto", "log_linear", "gaussian", "boosting", "ensemble"] = Field(
         default="auto", description="the surfaces to fit; auto: by cross-validation"
     )
-    metric: str | dict[str, float] = Field(
+    metric: str | dict[str, Annotated[float, Field(ge=-1e6, le=1e6)]] = Field(
         default="mean",
         description="what to lower: mean, worst, one metric (a domain), or metric: weight",
     )
@@ -89,6 +89,8 @@ class Options(Strict):
             raise wrong("MX009", f"'ratios' excludes '{given}', which needs runs made here")
         if self.variant == "schedule" and self.seeds > 1:
             raise wrong("MX009", "a schedule is fitted to one run of each mix", "leave out seeds")
+        if not isinstance(self.metric, str) and not any(self.metric.values()):
+            raise wrong("MX009", "'metric' weighs nothing", "give one a weight other than 0")
         if self.changed and self.reuse is None:
             raise wrong("MX009", "'changed' needs 'reuse'", "name the earlier weights.json")
         return self
@@ -164,8 +166,8 @@ def _refuse_early(problem: Problem, options: Options) -> None:
     """Raise, before anything is trained, what would make runs useless: MX007, MX051."""
     live = np.flatnonzero(problem.tokens)
     if len(live) < 2:
-        message = f"there is nothing to mix: '{problem.domains[live[0]]}' is the only domain"
-        hint = "name two domains at least, or set solve.method to natural"
+        message = f"there is nothing to mix: all text is that of '{problem.domains[live[0]]}'"
+        hint = "name two domains of different text, or set solve.method to natural"
         raise MixcError("MX051", message, help=hint)
     _objective(options.metric, problem.domains)
     if options.variant == "schedule":  # its losses are of training, not of the holdout
@@ -258,16 +260,22 @@ def _best(
         kl, pulls = options.kl, np.array([options.kl])
     found = surface.minimise(aim.objective, natural=space.natural, kl=kl, cap=space.cap, seed=seed)
     for family, score in surface.scores.items():
-        with np.errstate(invalid="ignore"):
-            progress.say(
-                f"{family}: rank correlation {np.nanmean(score.spearman):.3f} of runs left out,"
-                f" for {surface.chosen.count(family)} of {len(names)} metrics"
-            )
+        progress.say(
+            f"{family}: rank correlation {_known_mean(score.spearman):.3f} of runs left out,"
+            f" for {surface.chosen.count(family)} of {len(names)} metrics"
+        )
     progress.say(f"pull to the natural mix: {kl:.4g}")
     resampled = run_bootstrap(
         surface, parts, metrics, aim, kl=pulls, start=found, draws=options.draws, seed=seed
     )
     return _Best(surface, aim, found, resampled)
+
+
+def _known_mean(values: Real, axis: int | None = None) -> Real:
+    """The mean of what is no NaN; NaN where nothing is."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(known, values, 0.0).sum(axis) / known.sum(axis), np.float64)
 
 
 def _interval(mixes: Real, weights: Real) -> tuple[Real, Real]:
@@ -307,12 +315,15 @@ def _schedule(problem: Problem, options: Options, space: SwarmSpace) -> Solution
     if 2 * _LEAST_ROWS * live > rows:
         message = f"a stage of {rows} rows is too short to tell {live} domains' losses"
         raise MixcError("MX051", message, help="raise solve.proxy.steps, or ask for fewer stages")
+    if (rows * space.cap[space.natural > 0] < _LEAST_ROWS).any():
+        message = f"max_epochs leaves a domain fewer than {_LEAST_ROWS} of a stage's {rows} rows"
+        hint = "raise solve.proxy.steps or mixture.max_epochs, or ask for fewer stages"
+        raise MixcError("MX051", message, help=hint)
     parts = _plan(problem, options, space, minimum=_LEAST_ROWS / rows)
     losses, tokens, flops = _trajectories(problem, space.mixes(parts))
     cut = np.split(losses, ends[:-1], axis=1)
-    with np.errstate(invalid="ignore"):
-        by_stage = [np.nanmean(one, axis=1) for one in cut]
-    there = ~np.isnan(np.stack(by_stage)).any(axis=(0, 1))
+    by_stage = [_known_mean(one, axis=1) for one in cut]
+    there: NDArray[np.bool_] = ~np.isnan(np.sum(by_stage, axis=(0, 1)))
     names = tuple(name for name, known in zip(problem.domains, there, strict=True) if known)
     found = [_best(parts, one[:, there], names, problem, options, space) for one in by_stage]
     mixes = [space.mixes(best.parts) for best in found]

@@ -17,6 +17,7 @@ _TREES = 60
 _RATE = 0.15
 _LEAVES = 8
 _LEAF_RUNS = 5
+FEWEST = 2 * _LEAF_RUNS  # of fewer runs it makes no split
 
 
 @dataclass(frozen=True)

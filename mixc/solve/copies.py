@@ -30,10 +30,10 @@ def copies_of(problem: Problem) -> dict[str, str]:
 
 
 def without_copies(problem: Problem, options: object) -> Problem:
-    """The problem without copies; as it is where nothing would be left to weigh.
+    """The problem without copies.
 
-    Copies stay where the options name one of the same documents, or read runs that have them. So
-    do all where the texts, repeated as often as they may be, do not fill the mixture alone.
+    They stay where the options name one of the same documents, or read runs that have them. So do
+    all where the texts, repeated as often as they may be, do not fill the mixture alone.
     """
     copies, named = copies_of(problem), set(getattr(options, "named", tuple)())
     left = {
@@ -45,7 +45,7 @@ def without_copies(problem: Problem, options: object) -> Problem:
     tokens = problem.tokens[kept]
     most = np.inf if problem.max_epochs is None else problem.max_epochs * int(tokens.sum())
     short = most < (problem.target_tokens or 0)
-    if not left or len(kept) < 2 or short or getattr(options, "files", tuple)():
+    if not left or short or getattr(options, "files", tuple)():
         return problem
     domains = tuple(problem.domains[number] for number in kept)
     return replace(problem, domains=domains, tokens=tokens, lab=problem.lab.of(domains))

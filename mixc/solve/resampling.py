@@ -42,11 +42,11 @@ def choose_kl(
     The runs are halved several times. A mix that is best by one half is judged by a fit to the
     other, which knows nothing of the chance that made it look best: few runs say little about mixes
     far from the simple one. Returns the strength that does best in the mean, and those that do best
-    in each half, float64[halves].
+    in each half, float64[halves]; the greatest, where runs tell none apart.
     """
     surface = surface.without_trees()
     spread = float(aim.values(losses).std())
-    strengths = spread * np.array(_STRENGTHS)
+    strengths = (spread or 1.0) * np.array(_STRENGTHS[::-1])  # of equals, the first is taken
     judged = []
     for number in range(_HALVINGS):
         order = Stream(seed, "halves", epoch=number).permutation(len(ratios))

@@ -39,7 +39,7 @@ from mixc.store import commit
 from mixc.store.hashes import FileRecord, check_file, hash_file, key_of, seal
 from mixc.store.store import Store
 
-ALGORITHM = 4  # a change of what methods find, from the same store and options, raises it
+ALGORITHM = 5  # a change of what methods find, from the same store and options, raises it
 KEPT = "solve"  # in the workdir: what may serve later solves
 _CPU_SHARE = 0.4  # of a large product's speed, what training a small model reaches on a CPU
 BASELINES = ("natural", "uniform", "unimax")

@@ -158,8 +158,12 @@ def fit_surface(ratios: Real, losses: Real, *, family: str = "auto", seed: int =
     `family` is one of FAMILIES, or "auto": for each metric the simplest whose squared error on runs
     left out is within a tenth of the least. An ensemble is the convex mixture of members that
     predicts them best; its own score is of mixtures found without the fold that is scored. Runs on
-    equal mixes are left out together. Raises MX051 for fewer than 3 different mixes.
+    equal mixes are left out together. Raises MX051 for fewer than 3 different mixes, and where
+    boosting alone has too few runs to tell any apart.
     """
+    if family == "boosting" and len(ratios) < boosting.FEWEST:
+        message = f"boosting needs {boosting.FEWEST} runs at least, not {len(ratios)}"
+        raise MixcError("MX051", message, help="plan or give more runs, or choose another family")
     order = np.lexsort(np.sort(ratios, axis=0)[::-1]).astype(np.int64)
     rows = np.lexsort(np.hstack([ratios[:, order], losses]).T[::-1])  # sums depend on their order
     seen, losses = np.ascontiguousarray(ratios[rows][:, order]), losses[rows]

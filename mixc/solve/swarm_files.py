@@ -7,7 +7,6 @@ named name and run are for people where there is an index. All others are domain
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ Real = NDArray[np.float64]
 
 _KEYS = ("index", "run_id", "run", "name")  # the first that is there tells runs apart
 _PREFIX = "train_"  # RegMix puts it before each domain
+_LEAST = 1e-100  # of less than that, or more than its inverse, squares are 0 or without end
 _OFF = 0.02  # by how much a row of mixes may miss a sum of 1: they are often rounded to 3 digits
 
 
@@ -115,9 +115,9 @@ def _add(table: _Table, header: list[str], key: int, row: list[str], line: int) 
         try:
             value = float(field)
         except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            message = f"column '{column}': {field!r:.40} is not a finite number"
+            value = np.nan
+        if not (value == 0 or _LEAST <= abs(value) <= 1 / _LEAST):
+            message = f"column '{column}': {field!r:.40} is not a number that can be fitted"
             raise MixcError("MX034", message, place=place, help="leave out runs that diverged")
         values.append(value)
     table.rows[name], table.lines[name] = np.array(values), line

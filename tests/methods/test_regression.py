@@ -134,6 +134,19 @@ def test_noise_alone_leaves_the_natural_mix_nearly_alone():
     assert (solution.low <= NATURAL + 1e-6).all() and (solution.high + 1e-6 >= NATURAL).all()
 
 
+@pytest.mark.parametrize("family", ["auto", "boosting"])
+def test_where_no_run_differs_the_natural_mix_is_the_answer(family):
+    same = problem(0.0, lambda weights: np.full(K, 2.0))
+    solution = solve(same, Options(runs=18, family=family))
+    assert solution.weights == pytest.approx(NATURAL, abs=1e-3)
+
+
+def test_too_few_runs_for_trees_alone():
+    with pytest.raises(MixcError, match="boosting needs 10 runs") as raised:
+        solve(problem(), Options(runs=9, family="boosting"))
+    assert raised.value.code == "MX051"
+
+
 @pytest.mark.parametrize(
     ("metric", "expected"),
     [("c", 2), ({"c": 1.0}, 2), ({"c": 2.0, "a": 0.0}, 2)],
@@ -158,7 +171,7 @@ def test_a_metric_that_is_not_there():
 
 def test_one_domain_alone_is_refused_before_the_swarm_is_trained():
     given = Problem(NAMES, np.array([0, 9, 0, 0, 0]), 0, Lab(0.0))
-    with pytest.raises(MixcError, match="'b' is the only domain") as raised:
+    with pytest.raises(MixcError, match="all text is that of 'b'") as raised:
         solve(given, Options())
     assert raised.value.code == "MX051"
     assert not given.lab.asked
@@ -254,6 +267,10 @@ def test_fit_swarm_is_the_surface():
         {"changed": ["a"]},
         {"family": "trees"},
         {"kl": -1.0},
+        {"metric": {}},
+        {"metric": {"a": 0.0}},
+        {"metric": {"a": float("nan")}},
+        {"metric": {"a": 1e300}},
     ],
 )
 def test_options_that_exclude_each_other(bad):
@@ -330,6 +347,15 @@ def test_a_stage_that_is_too_short(tmp_path):
     recipe = load(path, [*SCHEDULE, "solve.regression.stages=4"])
     tokenize(recipe, workers=1)
     with pytest.raises(MixcError) as raised:
+        pipeline.solve_weights(recipe)
+    assert raised.value.code == "MX051"
+
+
+def test_a_domain_that_the_cap_leaves_no_rows_of_a_stage(tmp_path):
+    path = write_corpus(tmp_path, CORPUS | {"few": ["x"]}, **SECTIONS)
+    recipe = load(path, [*SCHEDULE, "mixture.max_epochs=1"])
+    tokenize(recipe, workers=1)
+    with pytest.raises(MixcError, match="max_epochs leaves a domain fewer than 4") as raised:
         pipeline.solve_weights(recipe)
     assert raised.value.code == "MX051"
 

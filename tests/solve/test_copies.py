@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mixc import pipeline
+from mixc.errors import MixcError
 from mixc.recipe import load
 from mixc.solve.copies import with_copies, without_copies
 from mixc.solve.problem import Solution
@@ -92,10 +93,21 @@ def test_of_two_texts_the_one_that_is_named_stays(tmp_path):
     assert found == pytest.approx([0.2, 0.1, 0.2, 0.2, 0.3])
 
 
-def test_copies_stay_where_without_them_nothing_is_left_to_weigh(tmp_path, both):
+@pytest.mark.parametrize("method", ["odm", "doremi"])
+def test_one_text_of_two_names_is_shared_out_evenly(tmp_path, method):
     path = every_method.make_recipe(tmp_path, corpus={"a": ALONE["code"], "b": ALONE["code"]})
-    problem, given = every_method.problem_for(path, "odm")
-    assert without_copies(problem, given) is problem
+    solution = run_method(method, *every_method.problem_for(path, method))
+    assert solution.weights.tolist() == [0.5, 0.5]
+
+
+def test_one_text_of_two_names_is_nothing_to_mix(tmp_path):
+    path = every_method.make_recipe(tmp_path, corpus={"a": ALONE["code"], "b": ALONE["code"]})
+    with pytest.raises(MixcError, match="all text is that of 'a'") as raised:
+        run_method("regression", *every_method.problem_for(path, "regression"))
+    assert raised.value.code == "MX051"
+
+
+def test_copies_stay_where_without_them_the_mixture_is_not_filled(both):
     problem, given = every_method.problem_for(both, "odm")
     tokens = int(problem.tokens[1:].sum())
     for most, short in ((tokens, False), (tokens + 1, True)):

@@ -43,6 +43,8 @@ def test_olmix_columns_prefixes_and_rounded_rows(tmp_path):
     [
         (RATIOS.replace("0.25,", "nan,"), 2, "web"),
         (RATIOS.replace("0.25,", "inf,"), 2, "web"),
+        (RATIOS.replace("0.25,", "1e200,"), 2, "web"),
+        (RATIOS.replace("0.25,", "1e-200,"), 2, "web"),
         (RATIOS.replace("0.25,", ","), 2, "web"),
         (RATIOS.replace("0.25,", "x,"), 2, "'x'"),
         (RATIOS.replace("1.0,0", "1.2,-0.2"), 3, "below 0"),

@@ -21,9 +21,10 @@ _EVERY = 0.25  # seconds between two looks at the memory
 _SHARES_EVERY = 8  # of these looks: the system goes through all pages for it
 _ORPHANS = 5.0  # seconds that helpers of the command may outlive it
 _TAKE = """
-import mmap, sys
+import contextlib, mmap, sys
 memory = mmap.mmap(-1, int(sys.argv[1]), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-memory.madvise(mmap.MADV_HUGEPAGE)
+with contextlib.suppress(OSError):  # faster, where the kernel has huge pages
+    memory.madvise(mmap.MADV_HUGEPAGE)
 memory[::4096] = memory[::4096]
 """
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER

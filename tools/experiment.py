@@ -315,7 +315,7 @@ def parse() -> argparse.Namespace:
     others = [name for name in DOMAINS if name not in PAIR]  # a copy would still be trained on
     parser.add_argument("--target", default="docs-ru", choices=others)
     parser.add_argument("--preset", default="nano")
-    parser.add_argument("--steps", type=int, default=180)
+    parser.add_argument("--steps", type=int, default=540)
     parser.add_argument("--batch-tokens", type=int, default=320)
     parser.add_argument("--seq-len", type=int, default=16)
     parser.add_argument("--vocab", type=int, default=2048)

@@ -15,6 +15,7 @@ Real = NDArray[np.float64]
 
 # Strengths of the pull to the natural mix that are tried, in spreads of the objective over runs.
 _STRENGTHS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+_BLIND = 1000.0  # the pull where runs say nothing: about the natural mix itself
 _HALVINGS = 4
 _LEVEL = 0.95
 
@@ -42,11 +43,14 @@ def choose_kl(
     The runs are halved several times. A mix that is best by one half is judged by a fit to the
     other, which knows nothing of the chance that made it look best: few runs say little about mixes
     far from the simple one. Returns the strength that does best in the mean, and those that do best
-    in each half, float64[halves]; the greatest, where runs tell none apart.
+    in each half, float64[halves]; the greatest, where runs tell none apart. Where runs left out of
+    fits are predicted no better than by their mean, nothing is known: the natural mix is the best.
     """
+    truth = aim.values(losses)
+    blind = ((aim.values(surface.left_out) - truth) ** 2).mean() >= truth.var()
     surface = surface.without_trees()
-    spread = float(aim.values(losses).std())
-    strengths = (spread or 1.0) * np.array(_STRENGTHS[::-1])  # of equals, the first is taken
+    unit = float(truth.std()) or 1.0
+    strengths = unit * np.array(_STRENGTHS[::-1])  # of equals, the first is taken
     judged = []
     for number in range(_HALVINGS):
         order = Stream(seed, "halves", epoch=number).permutation(len(ratios))
@@ -66,7 +70,8 @@ def choose_kl(
             ]
             judged.append(aim.values(other.predict(np.stack(mixes))))
     values = np.stack(judged)
-    return float(strengths[values.mean(axis=0).argmin()]), strengths[values.argmin(axis=1)]
+    best = _BLIND * unit if blind else float(strengths[values.mean(axis=0).argmin()])
+    return best, strengths[values.argmin(axis=1)]
 
 
 def run_bootstrap(

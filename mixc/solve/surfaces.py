@@ -7,7 +7,7 @@ decided by cross-validation, metric by metric.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,7 +59,8 @@ class Surface:
     `shares` float64[F, m] says how much of each member makes up each metric; `chosen` names the
     family of each; `scores` are those of every family that was tried. `order` int64[k] is the order
     of columns that members see: one that follows from the runs alone, so that the names and places
-    of domains change nothing.
+    of domains change nothing. `left_out` float64[n, m] is what was predicted of each run by a fit
+    without it.
     """
 
     members: tuple[Member, ...]
@@ -67,6 +68,7 @@ class Surface:
     chosen: tuple[str, ...]
     scores: Mapping[str, Score]
     order: Index
+    left_out: Real
 
     def predict(self, ratios: Real) -> Real:
         """The metrics of mixes [n, k], float64[n, m]."""
@@ -96,8 +98,7 @@ class Surface:
     def refit(self, ratios: Real, losses: Real) -> Surface:
         """The same surfaces, fitted to other runs: what cross-validation chose stays."""
         seen = ratios[:, self.order]
-        members = tuple(member.refit(seen, losses) for member in self.members)
-        return Surface(members, self.shares, self.chosen, self.scores, self.order)
+        return replace(self, members=tuple(one.refit(seen, losses) for one in self.members))
 
     def minimise(
         self,
@@ -110,9 +111,7 @@ class Surface:
         seed: int = 0,
     ) -> Real:
         """The mix that is lowest under `objective` and the KL term, float64[k]: see `lowest`."""
-        seen = Surface(
-            self.members, self.shares, self.chosen, self.scores, np.arange(len(self.order))
-        )
+        seen = replace(self, order=np.arange(len(self.order)))
         found = np.empty(len(self.order))
         found[self.order] = lowest(
             seen,
@@ -136,7 +135,7 @@ class Surface:
         shares = self.shares[keep]
         shares[-1, shares.sum(axis=0) == 0] = 1.0
         members = tuple(self.members[i] for i in keep)
-        return Surface(members, shares / shares.sum(axis=0), self.chosen, self.scores, self.order)
+        return replace(self, members=members, shares=shares / shares.sum(axis=0))
 
     def readings(self) -> tuple[Surface, ...]:
         """Its smooth part, and where that is of several members, each of them alone."""
@@ -145,7 +144,7 @@ class Surface:
             return (smooth,)
         ones = np.ones((1, smooth.shares.shape[1]))
         alone = (
-            Surface((member,), ones, self.chosen, self.scores, self.order)
+            replace(smooth, members=(member,), shares=ones)
             for member, share in zip(smooth.members, smooth.shares, strict=True)
             if share.any()
         )
@@ -188,7 +187,9 @@ def fit_surface(ratios: Real, losses: Real, *, family: str = "auto", seed: int =
     used = [i for i, name in enumerate(names) if (shares[i] > 0).any() or name == "gaussian"]
     members = tuple(_fit(names[i], seen, losses, seed) for i in used)
     scores = {name: score(found, losses) for name, found in predicted.items()}
-    return Surface(members, shares[used], chosen, scores, order)
+    left_out = np.empty_like(losses)
+    left_out[rows] = np.stack([predicted[name][:, j] for j, name in enumerate(chosen)], axis=1)
+    return Surface(members, shares[used], chosen, scores, order, left_out)
 
 
 def score(predicted: Real, losses: Real) -> Score:

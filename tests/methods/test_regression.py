@@ -134,6 +134,15 @@ def test_noise_alone_leaves_the_natural_mix_nearly_alone():
     assert (solution.low <= NATURAL + 1e-6).all() and (solution.high + 1e-6 >= NATURAL).all()
 
 
+def test_what_predicts_no_run_moves_no_weight():
+    """Losses that hang on the runs' numbers alone; few runs, so that a chance is soon believed."""
+    rng = np.random.default_rng(2)
+    chance = problem(0.0, lambda weights: 2 + 0.01 * rng.normal(size=K))
+    solution = solve(chance, Options(runs=18, metric="c"))
+    assert solution.weights == pytest.approx(NATURAL, abs=0.01)
+    assert (solution.high - solution.low).sum() > 0.5  # and nobody knows better
+
+
 @pytest.mark.parametrize("family", ["auto", "boosting"])
 def test_where_no_run_differs_the_natural_mix_is_the_answer(family):
     same = problem(0.0, lambda weights: np.full(K, 2.0))

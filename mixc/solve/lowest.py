@@ -54,10 +54,13 @@ def lowest(
     starts, and the best goes on to its end. Else the mean of the best of many simulated mixes is
     refined: what lies around it is drawn, nearer each round, and the mean of the best taken again.
     With `start`, either goes from there alone, and roughly: resampling asks for many minima. A
-    domain that the natural mix does not have gets nothing.
+    domain that the natural mix does not have gets nothing. A pull without end leaves the natural
+    mix, as far as the cap lets it.
     """
     most = np.where(natural > 0, 1.0 if cap is None else cap, 0.0)
     natural = natural / natural.sum()
+    if kl == np.inf:
+        return project(natural, most)
 
     def values(mixes: Real) -> Real:
         metrics = surface.predict(mixes)

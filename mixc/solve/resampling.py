@@ -15,7 +15,6 @@ Real = NDArray[np.float64]
 
 # Strengths of the pull to the natural mix that are tried, in spreads of the objective over runs.
 _STRENGTHS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-_BLIND = 1000.0  # the pull where runs say nothing: about the natural mix itself
 _HALVINGS = 4
 _LEVEL = 0.95
 
@@ -44,7 +43,7 @@ def choose_kl(
     other, which knows nothing of the chance that made it look best: few runs say little about mixes
     far from the simple one. Returns the strength that does best in the mean, and those that do best
     in each half, float64[halves]; the greatest, where runs tell none apart. Where runs left out of
-    fits are predicted no better than by their mean, nothing is known: the natural mix is the best.
+    fits are predicted no better than by their mean, nothing is known, and the pull has no end.
     """
     truth = aim.values(losses)
     blind = ((aim.values(surface.left_out) - truth) ** 2).mean() >= truth.var()
@@ -70,7 +69,7 @@ def choose_kl(
             ]
             judged.append(aim.values(other.predict(np.stack(mixes))))
     values = np.stack(judged)
-    best = _BLIND * unit if blind else float(strengths[values.mean(axis=0).argmin()])
+    best = np.inf if blind else float(strengths[values.mean(axis=0).argmin()])
     return best, strengths[values.argmin(axis=1)]
 
 

@@ -18,7 +18,8 @@ class Entry:
     `suffixes` are the file names that a reader takes by default. `source` is a method's paper,
     `forward_passes` its cost: forward passes of the small model for each token of a run, of which
     a method that has a `run_count` makes several, beside what one that has `scored_tokens` scores;
-    `reads_mixture` says that its weights depend on the mixture's tokens and cap on epochs.
+    `reads_mixture` says that its weights depend on the mixture's tokens and cap on epochs. A
+    change of what it finds, from the same store and options, raises its `revision`.
     """
 
     module: str
@@ -27,6 +28,7 @@ class Entry:
     source: str = ""
     forward_passes: float = 0.0
     reads_mixture: bool = False
+    revision: int = 0
 
     @property
     def trains(self) -> bool:
@@ -89,6 +91,7 @@ METHODS: dict[str, Entry] = {
         "domains whose gradients align with the target's",
         source="arXiv:2310.15393",
         forward_passes=3.0,
+        revision=1,
     ),
     "odm": Entry(
         "mixc.methods.odm",
@@ -107,6 +110,7 @@ METHODS: dict[str, Entry] = {
         "influence on the target through word embeddings",
         source="arXiv:2202.11844",
         forward_passes=3.0,
+        revision=1,
     ),
     "mixing_law": Entry(
         "mixc.methods.mixing_law",

@@ -18,10 +18,10 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mixc_kernels.domain_gram import DomainGram, clip_factors
+from mixc_kernels.domain_gram import DomainGram, clip_factors, split_halves
 from mixc_kernels.domain_pass import DomainPass, Want, add_ranks, wide
 from mixc_kernels.grouped_dw import Groups, group_rows
-from mixc_kernels.room import room
+from mixc_kernels.room import Buffers, room
 from mixc_kernels.watch_uses import UnknownUseError, WatchUses
 
 Weights = NDArray[np.float64]
@@ -38,15 +38,21 @@ class DomainGrads:
     read [B, ..., C], or [B * T, C] in the same order, and use parameters as `watch_uses` knows.
     No token's loss may depend on another row (batch norm and losses of balance are out).
 
+    Products are those of all pairs, or, `toward` float64[K], with sum_i toward[i] g_i: [K], which
+    takes less the more domains there are.
+
+    With `halves` a domain's product with itself is that of the gradients of two halves of its rows,
+    without bias, where rows are drawn independently; NaN where it has one row, in a sum nothing.
+
     `precondition` holds a tensor P for each parameter: products become <g_i, P g_j> (for AdamW
     P is 1 / (sqrt(v) + eps)); norms stay plain. With a process `group`, rows are this rank's:
     gradients are summed over ranks before products are taken, so that all is as on one rank with
     all rows; the model must not be wrapped by DDP, too.
 
-    Memory: `block_bytes` for K gradients of some rows of a parameter (16 MiB, or of a GPU's memory
-    a 128th), and `keep_bytes` at most for K gradients of all of them where weights come late (1
-    GiB, or an eighth). What came back to one use of a parameter is held until its last (of a tied
-    head: the gradient of the logits).
+    Memory: `block_bytes` for K gradients of some rows of a parameter (4 MiB, or of a GPU's memory a
+    128th), and `keep_bytes` at most for K gradients of all of them where weights come late (1 GiB,
+    or an eighth); in `buffers` for the next pass, if they are given. What came back to one use of a
+    parameter is held until its last (of a tied head: the gradient of the logits).
     """
 
     def __init__(
@@ -55,18 +61,32 @@ class DomainGrads:
         domain: Tensor,
         domains: int,
         *,
+        toward: Weights | None = None,
+        halves: bool = False,
         precondition: Mapping[nn.Parameter, Tensor] | None = None,
         group: dist.ProcessGroup | None = None,
         block_bytes: int | None = None,
         keep_bytes: int | None = None,
+        buffers: Buffers | None = None,
     ) -> None:
         """Parameters that require no gradient are left alone."""
         self._names = {p: name for name, p in model.named_parameters() if p.requires_grad}
         self._watch = WatchUses(list(self._names))
         self._domain, self._groups = domain, group_rows(domain, domains)
+        if halves:
+            slot = torch.from_numpy(split_halves(domain.cpu().numpy(), domains))
+            self._groups = group_rows(slot, 2 * domains)
         device = next(iter(self._names), domain).device
-        block = room(device, 16 << 20, 128) if block_bytes is None else block_bytes
-        self._want = Want(block_bytes=block, precondition=precondition, group=group)
+        block = room(device, 1 << 22, 128) if block_bytes is None else block_bytes
+        self._want = Want(
+            toward=toward,
+            halves=halves,
+            block_bytes=block,
+            precondition=precondition,
+            group=group,
+            buffers=Buffers() if buffers is None else buffers,
+        )
+        self._domains = domains
         self._keep_bytes = room(device, 1 << 30, 8) if keep_bytes is None else keep_bytes
 
     def __enter__(self) -> DomainGrads:
@@ -96,6 +116,8 @@ class DomainGrads:
         Errors: ValueError for a parameter that is used in a way that is not understood; p.grad
         is then as it was.
         """
+        if max_norm is not None and self._want.toward is not None:
+            raise ValueError("products with a sum are not those with a sum of clipped gradients")
         if losses.ndim != 2 or len(losses) != len(self._domain):
             raise ValueError(f"losses {list(losses.shape)} are not [{len(self._domain)}, T]")
         with torch.autocast(losses.device.type, enabled=False):  # sums stay float32, or wider
@@ -111,13 +133,14 @@ class DomainGrads:
         max_norm: float | None,
     ) -> tuple[DomainGram, dict[nn.Parameter, Tensor]]:
         """What `backward` returns, and the mix of the gradients."""
-        tokens = self._tokens(losses)
+        counts = self._tokens(losses)
+        tokens = counts.reshape(self._domains, -1).sum(axis=1)
         known = weights if isinstance(weights, np.ndarray) and max_norm is None else None
         late = known is None
         keep = late and self._room() <= self._keep_bytes
         want = replace(self._want, weights=known, keep=keep)
         found = self._sweep(losses, 1 / np.maximum(tokens, 1), want, retain=late and not keep)
-        gram, grads = found.gram(tokens), found.grads
+        gram, grads = found.gram(counts), found.grads
         if late:
             clip = np.ones(len(tokens))
             if max_norm is not None:
@@ -128,10 +151,10 @@ class DomainGrads:
 
     def _room(self) -> int:
         """Bytes of K gradients of all parameters."""
-        return sum(p.numel() * wide(p).itemsize for p in self._names) * len(self._groups.rows)
+        return sum(p.numel() * wide(p).itemsize for p in self._names) * self._domains
 
     def _tokens(self, losses: Tensor) -> NDArray[np.int64]:
-        """Tokens of each domain, on all ranks."""
+        """Tokens of each domain, or of each half, on all ranks."""
         tokens = torch.tensor(self._groups.rows, device=losses.device) * losses.shape[1]
         add_ranks(tokens, self._want.group)
         return np.asarray(tokens.cpu().numpy())
@@ -140,7 +163,7 @@ class DomainGrads:
         self, losses: Tensor, mix: Weights, tokens: NDArray[np.int64]
     ) -> dict[nn.Parameter, Tensor]:
         """The sum of mix[k] g_k: backwards again, these weights on the tokens, all in one group."""
-        want = replace(self._want, products=False, weights=np.ones(1))
+        want = replace(self._want, products=False, halves=False, weights=np.ones(1))
         return self._sweep(losses, mix / np.maximum(tokens, 1), want, retain=False).grads
 
     def _sweep(self, losses: Tensor, scale: Weights, want: Want, *, retain: bool) -> DomainPass:

@@ -21,8 +21,9 @@ Ints = NDArray[np.int64]
 class DomainGram:
     """What is known of K gradients g_k, each of the mean loss of domain k's tokens in a batch.
 
-    `products` float64[K, K] holds <g_i, g_j>, `norms` float64[K] holds |g_k| as they were before
-    any clipping, `tokens` int64[K] what each mean is over. An absent domain has zeros.
+    `products` float64[K, K] holds <g_i, g_j>, or float64[K] those with one sum of gradients,
+    `norms` float64[K] holds |g_k| as they were before any clipping, `tokens` int64[K] what each
+    mean is over. An absent domain has zeros.
     """
 
     products: Floats
@@ -46,39 +47,24 @@ def clip_factors(norms: Floats, max_norm: float) -> Floats:
 
 
 def split_halves(domain: Ints, domains: int) -> Ints:
-    """Two pseudo-domains for each domain: its rows go to k and to K + k in turns.
+    """Two groups for each domain k, 2k and 2k + 1: the first half of its rows, and the second.
 
-    domain int64[B] in [0, K); so is the result, in [0, 2K).
+    domain int64[B] in [0, K); so is the result, in [0, 2K). Rows that stand by domain stand by
+    group, too. Of an odd number the first half has the row more.
     """
-    halves = domain.copy()
+    halves = 2 * domain
     for k in range(domains):
-        halves[np.flatnonzero(domain == k)[1::2]] += domains
+        rows = np.flatnonzero(domain == k)
+        halves[rows[(len(rows) + 1) // 2 :]] += 1
     return halves
 
 
-def half_weights(weights: Floats, halves: Ints) -> Floats:
-    """Weights float64[2K] of pseudo-domains that mix the gradient that `weights` float64[K] mix."""
-    return np.tile(weights, 2) * _shares(np.bincount(halves, minlength=2 * len(weights)))
+def unbiased_squares(across: Floats, halves: Ints) -> Floats:
+    """Unbiased estimates of |E g_k|^2, float64[K], where rows are drawn independently.
 
-
-def fold_halves(halves: DomainGram) -> DomainGram:
-    """The products of K domains from those of their 2K halves.
-
-    <g_i, g_j> is exact for i != j. On the diagonal stands the product of the two halves'
-    gradients, an unbiased estimate of |E g_k|^2 where rows are drawn independently; NaN for a
-    domain of one row, which has none. Norms are those of the whole gradients.
+    `across` float64[K] holds <a_k, b_k> of the halves' gradients, g_k = a_k + b_k; `halves`
+    int64[2K] counts their tokens. NaN for a domain of one row.
     """
-    count = len(halves.tokens) // 2
-    fold = np.concatenate([np.eye(count), np.eye(count)]) * _shares(halves.tokens)[:, None]
-    products = fold.T @ halves.products @ fold
-    norms = np.sqrt(np.diag(products))
-    tokens = halves.tokens.reshape(2, count)
-    unbiased = np.diag(halves.products, count)
-    np.fill_diagonal(products, np.where((tokens > 0).sum(axis=0) == 1, np.nan, unbiased))
-    return DomainGram(products, norms, tokens.sum(axis=0))
-
-
-def _shares(sizes: NDArray[np.integer]) -> Floats:
-    """What part each half is of its domain, float64[2K]; 0 where there is nothing."""
-    whole = np.tile(sizes.reshape(2, -1).sum(axis=0), 2)
-    return np.asarray(sizes / np.maximum(whole, 1))
+    first, second = halves.reshape(-1, 2).T
+    squares = across * np.square(first + second) / np.maximum(first * second, 1)
+    return np.where((first > 0) == (second > 0), squares, np.nan)

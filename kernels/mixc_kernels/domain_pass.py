@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cache, reduce
 
 import numpy as np
 import torch
@@ -12,18 +12,20 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mixc_kernels.domain_gram import DomainGram
+from mixc_kernels.domain_gram import DomainGram, unbiased_squares
 from mixc_kernels.grouped_dw import (
     Groups,
     LookupPart,
     Part,
     ProductPart,
     SumPart,
+    add_tokens,
     token_domains,
 )
 from mixc_kernels.grouped_head import HeadPart, Softmax
 from mixc_kernels.half_products import operand_type
-from mixc_kernels.long_products import long_products
+from mixc_kernels.long_products import long_products, long_squares
+from mixc_kernels.room import Buffers
 from mixc_kernels.watch_uses import Use
 
 
@@ -31,16 +33,20 @@ from mixc_kernels.watch_uses import Use
 class Want:
     """What a pass is for: the gradients' products, their mix by `weights` float64[K], all of them.
 
-    `block_bytes` is for K gradients of some rows of a parameter; where all are kept there is one
-    block. `precondition` and `group` are as in `DomainGrads`.
+    `block_bytes` is for the groups' gradients of some rows of a parameter. In `halves` there are 2K
+    groups, those of `split_halves`, and what is made of them is for domains. The rest is as in
+    `DomainGrads`.
     """
 
     products: bool = True
+    toward: NDArray[np.float64] | None = None
+    halves: bool = False
     weights: NDArray[np.float64] | None = None
     keep: bool = False
-    block_bytes: int = 16 << 20
+    block_bytes: int = 4 << 20
     precondition: Mapping[nn.Parameter, Tensor] | None = None
     group: dist.ProcessGroup | None = None
+    buffers: Buffers = field(default_factory=Buffers)
 
 
 class DomainPass:
@@ -55,12 +61,16 @@ class DomainPass:
     ) -> None:
         self.grads: dict[nn.Parameter, Tensor] = {}
         self._groups, self._length, self._uses, self._want = groups, length, uses, want
+        self._domains = len(groups.rows) // (2 if want.halves else 1)
         # Of each block of a parameter; left where they are, so that a GPU need not wait for each.
         self._products: list[Tensor] = []
         self._squares: list[Tensor] = []
+        self._across: list[Tensor] = []
         self._kept: dict[nn.Parameter, tuple[Tensor, Tensor | None]] = {}
         self._waiting: dict[nn.Parameter, list[Part]] = {}
-        self._scratch: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self._sums: dict[nn.Parameter, SumPart] = {}
+        self._runs = runs = cache(groups.runs)
+        self._token_domains = cache(lambda n, device: token_domains(runs(n), device))
 
     def see(self, use: Use, given: Tensor, dy: Tensor) -> None:
         """Take one use: what its layer was given, and the gradient of what it returned."""
@@ -70,22 +80,33 @@ class DomainPass:
             self._settle(use.parameter)
 
     def finish(self) -> None:
-        """Settle the parameters with a use that had no bearing on the losses."""
+        """Settle what is left: uses that had no bearing on the losses, and gains and biases."""
         for parameter in list(self._waiting):
             self._settle(parameter)
+        if self._sums:
+            self._settle_sums()
 
     def gram(self, tokens: NDArray[np.int64]) -> DomainGram:
-        """The products that were found, of gradients that are means over so many tokens."""
-        domains = len(self._groups.rows)
-        products, squares = np.zeros((domains, domains)), np.zeros(domains)
-        for one, square in zip(self._products, self._squares, strict=True):
-            products += one.cpu().numpy()
-            squares += square.cpu().numpy()
-        return DomainGram((products + products.T) / 2, np.sqrt(squares), tokens)
+        """The products that were found, of groups of so many tokens."""
+        toward, each = self._want.toward, (self._domains,)
+        products = _total(self._products, each * 2 if toward is None else each)
+        if toward is None:
+            products = (products + products.T) / 2
+        if self._want.halves:
+            unbiased = unbiased_squares(_total(self._across, each), tokens)
+            if toward is None:
+                np.fill_diagonal(products, unbiased)
+            else:
+                products += toward * np.nan_to_num(unbiased)
+        counts = tokens.reshape(self._domains, -1).sum(axis=1)
+        return DomainGram(products, np.sqrt(_total(self._squares, each)), counts)
 
     def mix_kept(self, weights: NDArray[np.float64]) -> dict[nn.Parameter, Tensor]:
         """The sum over domains of weights[k] times the kept gradients."""
-        return {p: _laid(_mixed(out, weights), rows, p) for p, (out, rows) in self._kept.items()}
+        return {
+            p: _laid(_mixed(kept, weights).view(-1, p.numel() // len(p)), rows, p)
+            for p, (kept, rows) in self._kept.items()
+        }
 
     def _part(self, use: Use, given: Tensor, dy: Tensor) -> Part:
         dtype = wide(use.parameter)
@@ -94,13 +115,15 @@ class DomainPass:
         if use.kind == "product":
             dtype = operand_type(dy, dtype)
         dy = self._by_domain(dy, 1).to(dtype)
-        spans = self._groups.spans(len(dy))
+        runs = self._runs(len(dy))
+        if use.kind == "product":
+            return ProductPart(use.read(self._by_domain(given, 1).to(dtype)), dy, runs)
+        domain = self._token_domains(len(dy), dy.device)
         if use.kind == "lookup":
-            return LookupPart(self._by_domain(given, 0), dy, token_domains(spans, dy.device))
-        if use.kind == "sum":
-            return SumPart(dy, spans)
-        read = use.read(self._by_domain(given, 1).to(dtype))
-        return ProductPart(read, dy, spans) if use.kind == "product" else SumPart(dy * read, spans)
+            return LookupPart(self._by_domain(given, 0), dy, domain)
+        if use.kind == "gain":
+            dy = dy * use.read(self._by_domain(given, 1).to(dtype))
+        return SumPart(add_tokens(dy, domain, len(self._groups.rows)))
 
     def _head(self, use: Use, given: Tensor, dy: Tensor) -> Part:
         assert use.softmax is not None
@@ -110,8 +133,8 @@ class DomainPass:
             self._by_domain(one, 0) for one in (about.target, about.top, about.total)
         )
         softmax = Softmax(target, top, total, about.terms)
-        spans = self._groups.spans(len(x))
-        return HeadPart(x, use.parameter.detach(), self._by_domain(dy, 0), softmax, spans)
+        runs = self._runs(len(x))
+        return HeadPart(x, use.parameter.detach(), self._by_domain(dy, 0), softmax, runs)
 
     def _by_domain(self, x: Tensor, features: int) -> Tensor:
         """x [B, ..., C] or [B * T, C], tokens by domain, as [N, C]; no C where features is 0."""
@@ -123,48 +146,111 @@ class DomainPass:
         return self._groups.sorted(x).flatten(0, x.ndim - 1 - features)
 
     def _settle(self, p: nn.Parameter) -> None:
-        want, domains = self._want, len(self._groups.rows)
-        parts, rows = _touched(self._waiting.pop(p), p, want.group)
+        want, made = self._want, self._waiting.pop(p)
+        if isinstance(made[0], SumPart) and len(made) == 1:
+            self._sums[p] = made[0]
+            return
+        parts, rows = _touched(made, p, want.group)
         count, width = len(p) if rows is None else len(rows), p.numel() // len(p)
-        room = want.block_bytes // (domains * width * wide(p).itemsize)
-        block = count if want.keep else max(1, room)
+        groups, scale = len(self._groups.rows), self._scale(p, rows)
         grad = torch.empty(count, width, dtype=wide(p), device=p.device)
+        kept = None
+        if want.keep:
+            kept = want.buffers.take(p, (self._domains, count, width), grad)
+            self._kept[p] = kept.flatten(1), rows
+        block = max(1, want.block_bytes // (groups * width * grad.element_size()))
         for first in range(0, count, block):
             mine = slice(first, min(first + block, count))
-            out = self._zeros(p, domains, mine.stop - first, width)
-            for part in parts:
-                part.add(out, first)
-            add_ranks(out, want.group)
-            if want.products:
-                self._multiply(p, out, mine if rows is None else rows[mine])
-            if want.keep:
-                self._kept[p] = out, rows
+            out = want.buffers.take("block", (groups, mine.stop - first, width), grad)
+            for number, part in enumerate(parts):
+                part.put(out, first, fresh=number == 0)
+            flat = self._note(
+                out.flatten(1),
+                None if scale is None else scale[mine].flatten(),
+                None if kept is None else kept[:, mine].flatten(1),
+            )
             if want.weights is not None:
-                grad[mine] = _mixed(out, want.weights)
+                grad[mine] = _mixed(flat, want.weights).view(-1, width)
         if want.weights is not None:
             self.grads[p] = _laid(grad, rows, p)
 
-    def _zeros(self, p: nn.Parameter, *size: int) -> Tensor:
-        """Where gradients are added up: memory that was used before, unless they are kept."""
-        kind, numel = (wide(p), p.device), math.prod(size)
-        if self._want.keep:
-            return torch.zeros(size, dtype=wide(p), device=p.device)
-        if kind not in self._scratch or self._scratch[kind].numel() < numel:
-            self._scratch[kind] = torch.empty(numel, dtype=wide(p), device=p.device)
-        return self._scratch[kind][:numel].view(size).zero_()
+    def _settle_sums(self) -> None:
+        """Gains and biases, all as one: they are many, and small."""
+        want, found = self._want, list(self._sums)
+        dtype = reduce(torch.promote_types, map(wide, found))
+        out = torch.cat([part.sums.to(dtype) for part in self._sums.values()], 1)
+        scales = [scale.flatten() for p in found if (scale := self._scale(p, None)) is not None]
+        flat = self._note(out, torch.cat(scales).to(dtype) if scales else None, None)
+        each = torch.split(flat, [p.numel() for p in found], 1)
+        for p, mine in zip(found, each, strict=True):
+            if want.keep:
+                self._kept[p] = mine, None
+            if want.weights is not None:
+                self.grads[p] = _laid(_mixed(mine, want.weights)[:, None], None, p)
 
-    def _multiply(self, p: nn.Parameter, out: Tensor, rows: Tensor | slice) -> None:
-        """Add the products of gradients out [K, R, C] of these rows of p."""
-        flat = out.flatten(1)
-        if self._want.precondition is None:
-            products = long_products(flat, flat)
-            squares = products.diagonal()
+    def _note(self, out: Tensor, scale: Tensor | None, into: Tensor | None) -> Tensor:
+        """The domains' gradients [K, P] of those of groups, [G, P], which may be lost.
+
+        Their products are noted, scaled by `scale` [P]. They are written to `into` [K, P] if given.
+        """
+        want = self._want
+        add_ranks(out, want.group)
+        if want.halves:
+            flat = self._fold(out, scale, into)
         else:
-            scale = self._want.precondition[p].detach().view(len(p), -1)[rows]
-            products = long_products(flat, (out * scale.to(out)).flatten(1))
-            squares = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64).square()
+            flat = out if into is None else into.copy_(out)
+        if want.products:
+            self._multiply(flat, scale)
+        return flat
+
+    def _scale(self, p: nn.Parameter, rows: Tensor | None) -> Tensor | None:
+        """What these rows of p are multiplied by in products, [R, C], if anything."""
+        if self._want.precondition is None:
+            return None
+        scale = self._want.precondition[p].detach().view(len(p), -1).to(wide(p))
+        return scale if rows is None else scale[rows]
+
+    def _fold(self, out: Tensor, scale: Tensor | None, into: Tensor | None) -> Tensor:
+        """The domains' gradients [K, P] of those of halves, which are lost; written where asked.
+
+        The halves' products are noted. Torch adds these up by halves: they need no pieces.
+        """
+        a, b = out[::2], out[1::2]
+        whole = torch.add(a, b, out=into)
+        across = b.mul_(a) if scale is None else b.mul_(a).mul_(scale)
+        self._across.append(across.sum(1).double())
+        return whole
+
+    def _multiply(self, flat: Tensor, scale: Tensor | None) -> None:
+        """Note the products of the domains' gradients [K, P], or those with their sum.
+
+        What a domain in two halves has in that sum is left out: its halves' product comes instead.
+        """
+        toward = self._toward(flat)
+        squares = long_squares(flat)
+        if toward is None or scale is not None:
+            products = long_products(flat, flat if scale is None else flat * scale)
+            own = products.diagonal()
+            if toward is not None:
+                products = products @ toward.double()
+        else:
+            products, own = long_products(flat, (toward @ flat)[None])[:, 0], squares
+        if toward is not None and self._want.halves:
+            products -= toward * own
         self._products.append(products)
         self._squares.append(squares)
+
+    def _toward(self, like: Tensor) -> Tensor | None:
+        toward = self._want.toward
+        return None if toward is None else torch.from_numpy(toward).to(like, non_blocking=True)
+
+
+def _total(found: list[Tensor], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """The sum of what was found of each block."""
+    total = np.zeros(shape)
+    for one in found:
+        total += one.cpu().numpy()
+    return total
 
 
 def wide(p: Tensor) -> torch.dtype:
@@ -198,10 +284,9 @@ def _touched(
     return [replace(part, ids=place[part.ids]) for part in lookups], rows
 
 
-def _mixed(out: Tensor, weights: NDArray[np.float64]) -> Tensor:
-    """The sum over domains of weights[k] out[k]: [R, C] from [K, R, C]."""
-    there = torch.from_numpy(weights).to(out, non_blocking=True)  # the host need not wait
-    return (there @ out.flatten(1)).view(out.shape[1:])
+def _mixed(flat: Tensor, weights: NDArray[np.float64]) -> Tensor:
+    """The sum over domains of weights[k] times gradient k: [P] from [K, P]."""
+    return torch.from_numpy(weights).to(flat, non_blocking=True) @ flat  # the host need not wait
 
 
 def _laid(grad: Tensor, rows: Tensor | None, p: nn.Parameter) -> Tensor:

@@ -1,20 +1,41 @@
 """Gradients of a parameter by domain, from what a layer read and the gradient of what it wrote.
 
 For y = W x the gradient of domain k is the sum of dy x^T over its tokens: K products that cost
-together what the plain one does. Each kind of use is a small class that adds its part to a block
-of the parameter's rows, out [K, R, C] from row `first` on, so that a tied weight's uses can be
-summed block by block and K gradients of a large weight are never held at once.
+together what the plain one does. Each kind of use is a small class that writes or adds its part to
+a block of the parameter's rows, out [K, R, C] from row `first` on, so that a tied weight's uses can
+be summed block by block and K gradients of a large weight are never held at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import groupby
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from mixc_kernels.half_products import add_product
+from mixc_kernels.half_products import multiply_groups
+
+
+class Run(NamedTuple):
+    """`groups` groups from `first` on, of `each` tokens, that begin at token `begin`."""
+
+    first: int
+    groups: int
+    begin: int
+    each: int
+
+    @property
+    def where(self) -> slice:
+        """Which groups."""
+        return slice(self.first, self.first + self.groups)
+
+    def of(self, x: Tensor) -> Tensor:
+        """Their tokens of x [N, C]: [count, each, C]."""
+        mine = x[self.begin : self.begin + self.groups * self.each]
+        return mine.view(self.groups, self.each, x.shape[1])
 
 
 @dataclass(frozen=True)
@@ -33,15 +54,18 @@ class Groups:
             return x
         return x.index_select(0, self.order.to(x.device, non_blocking=True))
 
-    def spans(self, tokens: int) -> list[tuple[int, int, int]]:
-        """(k, begin, end) of each domain that has any of the sorted `tokens`."""
-        each = tokens // max(1, sum(self.rows))
-        spans, begin = [], 0
-        for k, rows in enumerate(self.rows):
-            if rows:
-                spans.append((k, begin, begin + rows * each))
-            begin += rows * each
-        return spans
+    def runs(self, tokens: int) -> tuple[Run, ...]:
+        """All groups, those that have as many of the sorted `tokens` as their neighbours together:
+        they are one product of torch, and not many small ones.
+        """
+        return tuple(self._runs(tokens // max(1, sum(self.rows))))
+
+    def _runs(self, length: int) -> Iterator[Run]:
+        first, begin = 0, 0
+        for rows, equal in groupby(self.rows):
+            run = Run(first, len(list(equal)), begin, rows * length)
+            yield run
+            first, begin = first + run.groups, begin + run.groups * run.each
 
 
 def group_rows(domain: Tensor, domains: int) -> Groups:
@@ -56,8 +80,8 @@ def group_rows(domain: Tensor, domains: int) -> Groups:
 class Part(Protocol):
     """What one use of a parameter adds to its gradients by domain."""
 
-    def add(self, out: Tensor, first: int) -> None:
-        """Add rows `first` and on of the gradients to out [K, R, C]."""
+    def put(self, out: Tensor, first: int, *, fresh: bool) -> None:
+        """Add rows `first` and on of the gradients to out [K, R, C], or write them where fresh."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +93,13 @@ class ProductPart:
 
     x: Tensor
     dy: Tensor
-    spans: list[tuple[int, int, int]]
+    runs: tuple[Run, ...]
 
-    def add(self, out: Tensor, first: int) -> None:
-        """Add dy_k^T x_k."""
+    def put(self, out: Tensor, first: int, *, fresh: bool) -> None:
+        """Put dy_k^T x_k."""
         dy = self.dy[:, first : first + out.shape[1]]
-        for k, begin, end in self.spans:
-            add_product(dy[begin:end].T, self.x[begin:end], out[k])
+        for run in self.runs:
+            multiply_groups(run.of(dy).mT, run.of(self.x), out[run.where], fresh=fresh)
 
 
 @dataclass(frozen=True)
@@ -86,9 +110,11 @@ class LookupPart:
     dy: Tensor
     domain: Tensor
 
-    def add(self, out: Tensor, first: int) -> None:
-        """Add each token's dy [C] to the row of its id and domain."""
+    def put(self, out: Tensor, first: int, *, fresh: bool) -> None:
+        """Put each token's dy [C] to the row of its id and domain."""
         domains, rows, width = out.shape
+        if fresh:
+            out.zero_()
         inside = (self.ids >= first) & (self.ids < first + rows)
         place = (self.domain * rows + self.ids - first)[inside]
         out.view(domains * rows, width).index_add_(0, place, self.dy[inside])
@@ -96,20 +122,28 @@ class LookupPart:
 
 @dataclass(frozen=True)
 class SumPart:
-    """A gain or a bias [rows]: gradients [N, rows] of each token add up."""
+    """A gain or a bias [rows]: `sums` [K, rows] of each domain's tokens' gradients."""
 
-    dy: Tensor
-    spans: list[tuple[int, int, int]]
+    sums: Tensor
 
-    def add(self, out: Tensor, first: int) -> None:
-        """Add the sums over each domain's tokens; C is 1."""
-        dy = self.dy[:, first : first + out.shape[1]]
-        for k, begin, end in self.spans:
-            out[k, :, 0] += dy[begin:end].sum(0)
+    def put(self, out: Tensor, first: int, *, fresh: bool) -> None:
+        """Put the sums; C is 1."""
+        mine = self.sums[:, first : first + out.shape[1], None]
+        if fresh:
+            out.copy_(mine)
+        else:
+            out.add_(mine)
 
 
-def token_domains(spans: list[tuple[int, int, int]], device: torch.device) -> Tensor:
+def add_tokens(dy: Tensor, domain: Tensor, domains: int) -> Tensor:
+    """The sums [K, C] of each domain's tokens of dy [N, C], `domain` int64[N].
+
+    By a product of matrices, which adds in the same order each time.
+    """
+    return (domain == torch.arange(domains, device=dy.device)[:, None]).to(dy) @ dy
+
+
+def token_domains(runs: tuple[Run, ...], device: torch.device) -> Tensor:
     """The domain of each sorted token, int64[N]."""
-    names = torch.tensor([k for k, _, _ in spans], device=device)
-    counts = torch.tensor([end - begin for _, begin, end in spans], device=device)
-    return names.repeat_interleave(counts)
+    counts = torch.tensor([run.each for run in runs for _ in range(run.groups)], device=device)
+    return torch.arange(len(counts), device=device).repeat_interleave(counts)

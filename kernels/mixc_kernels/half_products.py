@@ -29,3 +29,15 @@ def add_product(a: Tensor, b: Tensor, out: Tensor) -> None:
         out.addmm_(a, b)
     else:
         torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
+
+
+def multiply_groups(a: Tensor, b: Tensor, out: Tensor, *, fresh: bool) -> None:
+    """Write the products of a [G, M, N] and b [G, N, P] to out [G, M, P] where fresh, or add them.
+
+    Types as in `multiply`. Where N is 0 they are zeros.
+    """
+    if a.dtype == out.dtype:
+        out.baddbmm_(a, b, beta=0 if fresh else 1)
+        return
+    for left, right, into in zip(a, b, out, strict=True):
+        (multiply if fresh else add_product)(left, right, into)

@@ -133,16 +133,24 @@ def differentiate_(
         z.div_(terms.softcap).tanh_()
         slope = 1 - z * z
         z.mul_(terms.softcap)
+    z.sub_(sums.top[:, None]).exp_()
+    from_exponentials_(z, first, sums, scale, targets, terms)
+    if slope is not None:
+        z.mul_(slope)
+
+
+def from_exponentials_(
+    z: Tensor, first: int, sums: Sums, scale: Tensor, targets: Targets, terms: Terms
+) -> None:
+    """The same of exp(z - largest), but for the slope of a soft cap."""
     smoothing, factor = terms.label_smoothing, scale / sums.total
     if terms.z_loss:
         factor *= 1 + 2 * terms.z_loss * (sums.top + sums.total.log())
-    z.sub_(sums.top[:, None]).exp_().mul_(factor[:, None])
+    z.mul_(factor[:, None])
     if smoothing:
         z.sub_(scale[:, None] * (smoothing / terms.n_vocab))
     at, inside = _place(targets.column, first, z.shape[1])
     z.scatter_add_(1, at, torch.where(inside, (smoothing - 1) * scale, 0.0)[:, None])
-    if slope is not None:
-        z.mul_(slope)
 
 
 def vocab_losses(

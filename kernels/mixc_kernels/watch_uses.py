@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812 (torch's own custom)
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mixc_kernels.grouped_head import Softmax
+from mixc_kernels.grouped_head import FewLogits, Softmax
 from mixc_kernels.linear_ce_ops import linear_ce
 from mixc_kernels.linear_ce_torch import Terms
 
@@ -41,6 +41,8 @@ class Use:
 
 # (use, the tensor that the layer was given, the gradient of what it returned)
 Seen = Callable[[Use, Tensor, Tensor], None]
+# the last two of these
+Report = Callable[[Tensor, Tensor], None]
 
 
 class WatchUses(TorchFunctionMode):
@@ -69,9 +71,16 @@ class WatchUses(TorchFunctionMode):
 
     def tap(self, written: Tensor, given: Tensor, *uses: Use) -> Tensor:
         """`written`, through which autograd reports those of `uses` that are watched."""
+        report = self.reporter(*uses)
+        if report is None:
+            return written
+        return _Tap.apply(written, given.detach(), self.anchor, report)  # type: ignore[no-any-return,no-untyped-call]
+
+    def reporter(self, *uses: Use) -> Report | None:
+        """What is to be called with a layer's input and the gradient of its output, if anything."""
         watched = [use for use in uses if use.parameter in self._watched]
         if not watched or not torch.is_grad_enabled():
-            return written
+            return None
         self.uses.update(use.parameter for use in watched)
 
         def report(read: Tensor, gradient: Tensor) -> None:
@@ -80,7 +89,7 @@ class WatchUses(TorchFunctionMode):
             for use in watched:
                 self.seen(use, read, gradient)
 
-        return _Tap.apply(written, given.detach(), self.anchor, report)  # type: ignore[no-any-return,no-untyped-call]
+        return report
 
     def backward(self, losses: Tensor, gradient: Tensor, seen: Seen, *, retain: bool) -> None:
         """Go backwards from `losses`, telling `seen`; no tensor's .grad is changed.
@@ -178,10 +187,14 @@ def _linear_ce(
     target: Tensor,
     *settings: Any,
 ) -> tuple[Tensor, ...]:
-    *terms, budget, way = settings
-    given = hidden, watch.hidden(weight), target
-    loss, top, total, logits = linear_ce(*given, *terms, budget, way)
-    use = Use(weight, "head", softmax=Softmax(target, top, total, Terms(*terms)))
+    plain, about = watch.hidden(weight), Terms(*settings[:-2])
+    if FewLogits.fits(hidden, plain, about):
+        report = watch.reporter(Use(weight, "product"))
+        if report is not None:
+            few = FewLogits.apply(hidden, plain, target, watch.anchor, about, report)  # type: ignore[no-untyped-call]
+            return *few, few[0].new_empty(0)
+    loss, top, total, logits = linear_ce(hidden, plain, target, *settings)
+    use = Use(weight, "head", softmax=Softmax(target, top, total, about))
     return watch.tap(loss, hidden, use), top, total, logits
 
 

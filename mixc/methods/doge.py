@@ -39,7 +39,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from mixc_kernels.domain_gram import DomainGram, fold_halves, half_weights, split_halves
+from mixc_kernels.domain_gram import DomainGram
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -118,7 +118,7 @@ def solve(problem: Problem, options: Options) -> Solution:
     rate = partial(rate_at, options=train_options)
     weigh = mirror_descent(options, who, records, rate, peak_rate(train_options))
     batches = lab.batches(np.full(count, 1 / count))
-    backward = aligned(options, slots, weigh)
+    backward = aligned(options, slots, who, weigh)
     trained = lab.train("doge", batches, backward=backward, records=records)
     rates = np.array([rate(step) for step in range(train_options.steps)])
     sizes = rates / damping(options, peak_rate(train_options), int(who.target.sum()))
@@ -154,14 +154,14 @@ def new_records(steps: int, domains: int) -> Records:
     return {name: np.zeros((steps, domains)) for name in names}
 
 
-# (step, products of the slots' gradients, slot of each row [B]) -> the slots' weights [S]
-Weigh = Callable[[int, DomainGram, Index], Weights]
+# (step, products of the slots' gradients) -> the slots' weights [S]
+Weigh = Callable[[int, DomainGram], Weights]
 
 
 @dataclass(frozen=True)
 class Slots:
-    """The gradients that a step tells apart: one of each domain, or of each half of its rows, or
-    one more, of the target that takes rows from all.
+    """The gradients that a step tells apart: one of each domain, or one more, of the target that
+    takes rows from all.
     """
 
     options: Options
@@ -171,18 +171,14 @@ class Slots:
     @property
     def count(self) -> int:
         """How many there are."""
-        count = len(self.names)
-        if self.options.variant == "paper":
-            return 2 * count if self.options.diagonal == "split" else count
-        return count if self.options.target else count + 1
+        alone = self.options.variant == "official" and not self.options.target
+        return len(self.names) + alone
 
     def of(self, domain: Index, step: int) -> Index:
         """The slot of each row of a step's batch, int64[B], of the rows' domains, int64[B]."""
         count = len(self.names)
         if self.count == count:
             return domain
-        if self.options.variant == "paper":
-            return split_halves(domain, count)
         lot = self._lots(domain, step)
         wanted = min(max(1, round(len(domain) / (count + 1))), int(np.isfinite(lot).sum()))
         slot = domain.copy()
@@ -198,24 +194,39 @@ class Slots:
         return lot
 
 
-def aligned(options: Options, slots: Slots, weigh: Weigh) -> Backward:
+def aligned(options: Options, slots: Slots, who: Roles, weigh: Weigh) -> Backward:
     """One backward pass: the products of the slots' gradients, then their weighted sum."""
-    clip = options.clip if options.variant == "official" else None
+    from mixc_kernels.room import Buffers
+
+    buffers, official = Buffers(), options.variant == "official"
+    clip = options.clip if official else None
+    toward = None if official else who.target.astype(np.float64)
 
     def backward(state: State, batch: Batch) -> Tensor:
         import torch
         from mixc_kernels.domain_grads import DomainGrads
 
         from mixc.proxy.adam import adam_scale
-        from mixc.proxy.train import batch_losses
+        from mixc.proxy.device import few_threads
+        from mixc.proxy.train import Batch, batch_losses
 
-        step, slot = state.step, slots.of(batch.domain, state.step)
-        scale = adam_scale(state) if options.gradient == "adam" else None
-        there = torch.from_numpy(slot)
-        with DomainGrads(state.model, there, slots.count, precondition=scale) as grads:
-            losses = batch_losses(state.model, batch)
-        grads.backward(losses, lambda gram: weigh(step, gram, slot), max_norm=clip)
-        return losses.detach()
+        slot = slots.of(batch.domain, state.step)
+        order = np.argsort(slot, kind="stable")  # so that no layer has to sort what it read
+        rows = Batch(batch.tokens[order], batch.domain[order])
+        gradients = DomainGrads(
+            state.model,
+            torch.from_numpy(slot[order]),
+            slots.count,
+            toward=toward,
+            halves=not official and options.diagonal == "split",
+            precondition=adam_scale(state) if options.gradient == "adam" else None,
+            buffers=buffers,
+        )
+        with few_threads(batch.predicted * state.model.shape.width):
+            with gradients:
+                losses = batch_losses(state.model, rows)
+            gradients.backward(losses, partial(weigh, state.step), max_norm=clip)
+        return losses.detach()[torch.from_numpy(np.argsort(order))]
 
     return backward
 
@@ -228,23 +239,19 @@ def mirror_descent(
     even = who.trained / who.trained.sum()
     mu = damping(options, peak, int(who.target.sum()))
 
-    def weigh(step: int, gram: DomainGram, slot: Index) -> Weights:
+    def weigh(step: int, gram: DomainGram) -> Weights:
         alpha = records["alpha"][step - 1] if step else even
         if options.variant == "official":
             _need_all(gram, who)
             score = official_alignment(gram, who, options.clip)
-            norms, present = gram.norms[:count], gram.present[:count]
         else:
-            whole = fold_halves(gram) if options.diagonal == "split" else gram
-            score = alignment(whole.products, who.target)
-            norms, present = whole.norms, whole.present
+            score = alignment(gram.products, who.target)
+        norms, present = gram.norms[:count], gram.present[:count]
         gain = rate(step) * score / mu
         alpha = raised(alpha, gain, present & who.trained)
         found = {"alpha": alpha, "alignment": score, "norm": norms, "gain": gain}
         for name, values in {**found, "present": present}.items():
             records[name][step] = values
-        if options.variant == "paper" and options.diagonal == "split":
-            return half_weights(alpha, slot)
         return np.concatenate([alpha, np.zeros(len(gram.tokens) - count)])
 
     return weigh
@@ -279,10 +286,13 @@ def damping(options: Options, peak: float, targets: int) -> float:
 
 
 def alignment(products: Gram, target: NDArray[np.bool_]) -> Weights:
-    """W of the paper, float64[K]: sum over targets i of <g_j, g_i>, of products [K, K].
+    """W of the paper, float64[K]: sum over targets i of <g_j, g_i>.
 
-    A domain without an unbiased product with itself (NaN) is taken to have none.
+    Of products [K, K], or of those with that sum, [K], as they are. A domain without an unbiased
+    product with itself (NaN) is taken to have none.
     """
+    if products.ndim == 1:
+        return products
     return np.asarray(np.nan_to_num(products) @ target, np.float64)
 
 

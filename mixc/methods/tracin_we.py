@@ -36,7 +36,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from mixc_kernels.domain_gram import DomainGram, fold_halves, split_halves
+from mixc_kernels.domain_gram import DomainGram
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -253,14 +253,14 @@ def gram_of(model: Model, layer: str, batch: Batch, domains: int) -> DomainGram:
 
     from mixc.proxy.train import batch_losses
 
-    slot, slots = torch.from_numpy(split_halves(batch.domain, domains)), 2 * domains
+    domain = torch.from_numpy(batch.domain)
     if layer == "embedding":
         losses = partial(batch_losses, model, batch)
-        return fold_halves(word_embedding_gram(model.embedding, losses, slot, slots))
+        return word_embedding_gram(model.embedding, losses, domain, domains, halves=True)
     with _only(model, layer_names(model, layer)):
-        with DomainGrads(model, slot, slots) as grads:
+        with DomainGrads(model, domain, domains, halves=True) as grads:
             each = batch_losses(model, batch)
-        return fold_halves(grads.backward(each, np.zeros(slots)))
+        return grads.backward(each, np.zeros(domains))
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from mixc.proxy import ranks
 _CPU_BF16 = ("amx_bf16", "avx512_bf16")
 # Compiling takes about a minute, so it has to be earned back.
 _COMPILED_STEPS = 1000
+_THREAD_NUMBERS = 1 << 16
 
 
 def pick_device(name: str) -> torch.device:
@@ -71,6 +72,20 @@ def computing_in(precision: torch.dtype, device: torch.device) -> torch.autocast
 def shall_compile(asked: bool | str, device: torch.device, steps: int) -> bool:
     """`auto` compiles where it pays: on CUDA devices, for runs that are long."""
     return (device.type == "cuda" and steps >= _COMPILED_STEPS) if asked == "auto" else bool(asked)
+
+
+@contextmanager
+def few_threads(numbers: int) -> Iterator[None]:
+    """While the block runs, at most a thread for each 65,536 of a layer's `numbers`.
+
+    Of many small products on a CPU, threads that share each lose more by waiting than they gain.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(threads, numbers // _THREAD_NUMBERS)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

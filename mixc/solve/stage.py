@@ -39,7 +39,7 @@ from mixc.store import commit
 from mixc.store.hashes import FileRecord, check_file, hash_file, key_of, seal
 from mixc.store.store import Store
 
-ALGORITHM = 5  # a change of what methods find, from the same store and options, raises it
+ALGORITHM = 5  # a change of what all methods find, from the same store and options, raises it
 KEPT = "solve"  # in the workdir: what may serve later solves
 _CPU_SHARE = 0.4  # of a large product's speed, what training a small model reaches on a CPU
 BASELINES = ("natural", "uniform", "unimax")
@@ -139,6 +139,7 @@ def weights_key(recipe: Recipe, store: Store) -> str:
     return key_of(
         {
             "algorithm": ALGORITHM,
+            **({"revision": method.revision} if method.revision else {}),
             "store": store.store_hash,
             "solve": recipe.canonical()["solve"],
             "seed": recipe.seed,

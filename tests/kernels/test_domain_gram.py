@@ -1,16 +1,12 @@
 import numpy as np
 import pytest
-from gram_models import DOMAINS, Decoder, batch
+import torch
+from gram_models import DOMAINS, Decoder, batch, gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixc_kernels.domain_grads import DomainGrads, domain_grads_reference
-from mixc_kernels.domain_gram import (
-    DomainGram,
-    clip_factors,
-    fold_halves,
-    half_weights,
-    split_halves,
-)
+from mixc_kernels.domain_gram import DomainGram, clip_factors, split_halves, unbiased_squares
+from mixc_kernels.room import Buffers
 
 
 def gram_of(grads, tokens):
@@ -34,41 +30,104 @@ def test_clipped_gradients_are_no_longer_than_asked(norms, most):
 def test_halves_differ_by_a_row_at_most(domain):
     domain = np.array(domain, np.int64)
     halves = split_halves(domain, 4)
-    assert np.array_equal(halves % 4, domain)
-    first, second = np.bincount(halves, minlength=8).reshape(2, 4)
+    assert np.array_equal(halves // 2, domain)
+    first, second = np.bincount(halves, minlength=8).reshape(4, 2).T
     assert set((first - second).tolist()) <= {0, 1}
+    ordered = np.sort(domain)
+    assert np.array_equal(split_halves(ordered, 4), np.sort(halves))
 
 
-def test_halves_fold_to_the_domains():
-    rows = 12
-    tokens, domain = batch(rows)
-    domain[:] = domain.new_tensor([0, 0, 1, 1, 1, 3, 0, 1, 0, 1, 0, 0])  # 2 absent, one row of 3
-    model, weights = Decoder().double(), np.array([0.2, 0.3, 0.4, 0.1])
-    halves = split_halves(domain.numpy(), DOMAINS)
-    each = domain_grads_reference(model, model(tokens), domain, DOMAINS).double().numpy()
-    half = domain_grads_reference(model, model(tokens), domain.new_tensor(halves), 2 * DOMAINS)
-    half = half.double().numpy()
-    with DomainGrads(model, domain.new_tensor(halves), 2 * DOMAINS) as grads:
-        losses = model(tokens)
-    gram = fold_halves(grads.backward(losses, half_weights(weights, halves)))
+ROWS = [0, 0, 1, 1, 1, 3, 0, 1, 0, 1, 0, 0]  # none of domain 2, one of 3
+WEIGHTS = np.array([0.2, 0.3, 0.4, 0.1])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("fused", [None, {}, {"softcap": 2.0}])
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    ("block_bytes", "keep_bytes"), [(1, 0), (1000, 1 << 20), (1 << 20, 1 << 20)]
+)
+def test_products_of_halves(tied, fused, late, block_bytes, keep_bytes):
+    tokens, domain = batch(len(ROWS))
+    domain = domain.new_tensor(ROWS)
+    model = Decoder(tied, "layer", True, fused).double()
+    each, half = explicit(model, tokens, domain)
     wanted = each @ each.T
-    np.fill_diagonal(wanted, [*(half[k] @ half[k + DOMAINS] for k in (0, 1)), 0, np.nan])
+    np.fill_diagonal(wanted, [half[0] @ half[1], half[2] @ half[3], 0, np.nan])
+    options = {"block_bytes": block_bytes, "keep_bytes": keep_bytes, "halves": True}
+    with DomainGrads(model, domain, DOMAINS, **options) as grads:
+        losses = model(tokens)
+    gram = grads.backward(losses, (lambda _: WEIGHTS) if late else WEIGHTS)
     np.testing.assert_allclose(gram.products, wanted, rtol=1e-10)
     np.testing.assert_allclose(gram.norms, np.linalg.norm(each, axis=1), rtol=1e-10)
     assert gram.tokens.tolist() == [30, 25, 0, 5]
-    mixed = np.concatenate([p.grad.flatten().numpy() for p in model.parameters()])
-    np.testing.assert_allclose(mixed, weights @ each, atol=1e-12)
+    np.testing.assert_allclose(gradient(model).numpy(), WEIGHTS @ each, atol=1e-12)
 
 
-def test_the_folded_diagonal_is_unbiased():
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_products_with_a_sum_of_gradients(tied, halves, scaled):
+    tokens, domain = batch(len(ROWS))
+    domain, toward = domain.new_tensor(ROWS), np.array([0.5, 1.0, 2.0, 1.5])
+    model, rng = Decoder(tied, "rms", True).double(), np.random.default_rng(2)
+    scales = {p: torch.from_numpy(rng.uniform(0.1, 9, p.shape)) for p in model.parameters()}
+    scale = torch.cat([one.flatten() for one in scales.values()]).numpy() if scaled else 1.0
+    each, half = explicit(model, tokens, domain)
+    products = (each * scale) @ each.T
+    if halves:
+        own = [(half[0] * scale) @ half[1], (half[2] * scale) @ half[3], 0, 0]
+        np.fill_diagonal(products, own)
+    with DomainGrads(
+        model,
+        domain,
+        DOMAINS,
+        toward=toward,
+        halves=halves,
+        precondition=scales if scaled else None,
+        block_bytes=1000,
+    ) as grads:
+        losses = model(tokens)
+    gram = grads.backward(losses, WEIGHTS)
+    np.testing.assert_allclose(gram.products, products @ toward, rtol=1e-10)
+    np.testing.assert_allclose(gram.norms, np.linalg.norm(each, axis=1), rtol=1e-10)
+    with DomainGrads(model, domain, DOMAINS, toward=toward) as grads:
+        losses = model(tokens)
+    with pytest.raises(ValueError, match="clipped"):
+        grads.backward(losses, WEIGHTS, max_norm=1.0)
+
+
+def test_buffers_of_an_earlier_pass_change_nothing():
+    model, buffers = Decoder(True, "layer", True).double(), Buffers()
+    for rows in (9, 5, 12):
+        tokens, domain = batch(rows, seed=rows)
+        found = []
+        for kept in (None, buffers):
+            with DomainGrads(model, domain, DOMAINS, halves=True, buffers=kept) as grads:
+                losses = model(tokens)
+            gram = grads.backward(losses, lambda _: WEIGHTS)
+            found.append((gram.products, gradient(model).numpy()))
+        assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*found, strict=True))
+
+
+def explicit(model, tokens, domain):
+    """Gradients of the domains [K, P] and of their halves [2K, P], by a pass for each."""
+    slot = domain.new_tensor(split_halves(domain.numpy(), DOMAINS))
+    each = domain_grads_reference(model, model(tokens), domain, DOMAINS)
+    half = domain_grads_reference(model, model(tokens), slot, 2 * DOMAINS)
+    return each.double().numpy(), half.double().numpy()
+
+
+def test_the_product_of_halves_is_unbiased():
     """Rows are means of noise about a known gradient: the plain diagonal is off by its variance."""
     rng, mean, rows = np.random.default_rng(0), np.array([0.3, -0.2]), 4
-    plain, folded = [], []
+    plain, across = [], []
     for _ in range(4000):
         each = mean + rng.normal(size=(rows, 2))
-        halves = np.stack([each[::2].mean(axis=0), each[1::2].mean(axis=0)])
-        folded.append(fold_halves(gram_of(halves, [2, 2])).products[0, 0])
-        plain.append(np.square(each.mean(axis=0)).sum())
+        whole = each.mean(axis=0)
+        a, b = each[:2].sum(axis=0) / rows, each[2:].sum(axis=0) / rows
+        across.append(unbiased_squares(np.array([a @ b]), np.array([2, 2]))[0])
+        plain.append(whole @ whole)
     truth = np.square(mean).sum()
-    assert np.mean(folded) == pytest.approx(truth, abs=0.05)
+    assert np.mean(across) == pytest.approx(truth, abs=0.05)
     assert np.mean(plain) == pytest.approx(truth + 2 / rows, abs=0.05)

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from mixc_kernels.grouped_dw import (
     LookupPart,
     ProductPart,
     SumPart,
+    add_tokens,
     group_rows,
     token_domains,
 )
@@ -18,10 +21,11 @@ def whole(part, block, width=WIDTH):
     """All gradients [K, ROWS, width] of a part, `block` rows at a time."""
     blocks = []
     for first in range(0, ROWS, block):
-        out = torch.zeros(DOMAINS, min(block, ROWS - first), width, dtype=torch.float64)
-        part.add(out, first)
-        part.add(out, first)
-        blocks.append(out / 2)  # what was there before is added to
+        size = DOMAINS, min(block, ROWS - first), width
+        out = torch.full(size, torch.nan, dtype=torch.float64)  # what was there before is lost
+        part.put(out, first, fresh=True)
+        part.put(out, first, fresh=False)
+        blocks.append(out / 2)  # or added to
     return torch.cat(blocks, dim=1)
 
 
@@ -45,11 +49,15 @@ def test_rows_stand_by_domain(case):
     tokens = domain.repeat_interleave(length).view(-1, length)
     ordered = groups.sorted(tokens).flatten()
     assert ordered.tolist() == sorted(tokens.flatten().tolist())
-    spans = groups.spans(len(ordered))
-    assert [set(ordered[begin:end].tolist()) for _, begin, end in spans] == [
-        {k} for k in sorted(set(domain.tolist()))
-    ]
-    assert torch.equal(token_domains(spans, domain.device), ordered)
+    runs = groups.runs(len(ordered))
+    assert torch.equal(token_domains(runs, domain.device), ordered)
+    for run in runs:
+        mine = run.of(ordered[:, None])
+        numbers = torch.arange(run.first, run.first + run.groups)
+        assert torch.equal(mine, numbers[:, None, None].expand(mine.shape))
+    each = [run.each for run in runs]
+    assert all(a != b for a, b in pairwise(each))
+    assert sum(run.groups for run in runs) == DOMAINS
 
 
 @settings(deadline=None)
@@ -57,8 +65,8 @@ def test_rows_stand_by_domain(case):
 def test_parts_are_sums_over_the_domains_tokens(case):
     domain, length, rng, block = case
     groups, count = group_rows(domain, DOMAINS), len(domain) * length
-    spans = groups.spans(count)
-    tokens = token_domains(spans, domain.device)
+    runs = groups.runs(count)
+    tokens = token_domains(runs, domain.device)
     x, dy, row = normals(rng, count, WIDTH), normals(rng, count, ROWS), normals(rng, count, WIDTH)
     ids = torch.from_numpy(rng.integers(ROWS, size=count))
     product = torch.zeros(DOMAINS, ROWS, WIDTH, dtype=torch.float64)
@@ -67,9 +75,9 @@ def test_parts_are_sums_over_the_domains_tokens(case):
         product[k] += torch.outer(dy[n], x[n])
         lookup[k, ids[n]] += row[n]
         total[k, :, 0] += dy[n]
-    torch.testing.assert_close(whole(ProductPart(x, dy, spans), block), product)
+    torch.testing.assert_close(whole(ProductPart(x, dy, runs), block), product)
     torch.testing.assert_close(whole(LookupPart(ids, row, tokens), block), lookup)
-    torch.testing.assert_close(whole(SumPart(dy, spans), block, 1), total)
+    torch.testing.assert_close(whole(SumPart(add_tokens(dy, tokens, DOMAINS)), block, 1), total)
 
 
 def test_rows_that_stand_by_domain_are_not_copied():

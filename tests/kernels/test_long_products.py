@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from mixc_kernels.long_products import long_products, long_products_reference
+from mixc_kernels.long_products import long_products, long_products_reference, long_squares
 
 
 def rows(count, columns, seed=0, dtype=np.float32):
@@ -16,6 +16,8 @@ def test_products_equal_the_reference(columns, dtype):
     assert got.dtype == torch.float64 and got.shape == (3, 5)
     near = 1e-3 if dtype == np.float32 else 1e-10
     torch.testing.assert_close(got, long_products_reference(a, b), rtol=0, atol=near)
+    squares = long_products_reference(a, a).diagonal()
+    torch.testing.assert_close(long_squares(a), squares, rtol=1e-6, atol=near)
 
 
 @pytest.mark.parametrize("count", [2, 4, 7])

@@ -2,14 +2,15 @@ import numpy as np
 import pytest
 import torch
 from gram_models import DOMAINS, VOCAB, Decoder, batch
+from mixc_kernels.domain_gram import split_halves
 from mixc_kernels.word_embedding_gram import word_embedding_gram
 
 
-def by_lookups(model, tokens, domain):
+def by_lookups(model, tokens, domain, domains=DOMAINS):
     """[K, V, D] gradients of each domain's mean loss through the lookups alone."""
     rows, looked = [], []
     handle = model.embedding.register_forward_hook(lambda m, i, out: looked.append(out))
-    for k in range(DOMAINS):
+    for k in range(domains):
         losses = model(tokens)[domain == k]
         grad = torch.autograd.grad(losses.sum() / max(1, losses.numel()), looked[-1])[0]
         dense = torch.zeros(VOCAB, grad.shape[-1], dtype=grad.dtype)
@@ -58,3 +59,19 @@ def test_a_table_that_is_used_by_another_way():
     table = model.embedding.weight
     with pytest.raises(ValueError, match="unknown way"):
         word_embedding_gram(table, lambda: model(tokens) + table.sum(), domain, DOMAINS)
+
+
+def test_products_of_halves():
+    model, (tokens, _) = Decoder(False, "layer", True).double(), batch(8)
+    domain = torch.tensor([0, 0, 1, 1, 1, 3, 3, 3])
+    dense = by_lookups(model, tokens, torch.from_numpy(split_halves(domain.numpy(), DOMAINS)), 8)
+    found = word_embedding_gram(
+        model.embedding.weight, lambda: model(tokens), domain, DOMAINS, halves=True
+    )
+    half = dense.flatten(1).numpy()
+    wanted = [half[2 * k] @ half[2 * k + 1] for k in range(DOMAINS)]
+    np.testing.assert_allclose(np.diag(found.products), wanted, rtol=1e-12)
+    plain = word_embedding_gram(model.embedding.weight, lambda: model(tokens), domain, DOMAINS)
+    np.testing.assert_allclose(found.norms, np.sqrt(np.diag(plain.products)), rtol=1e-12)
+    np.fill_diagonal(plain.products, wanted)
+    np.testing.assert_allclose(found.products, plain.products, rtol=1e-12)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from method_worlds import EASY, LOOSE, NOISE, TRAIN, sampler
 from mixc_kernels.domain_grads import domain_grads_reference
-from mixc_kernels.domain_gram import DomainGram
+from mixc_kernels.domain_gram import DomainGram, split_halves
 from pydantic import ValidationError
 
 from mixc.errors import MixcError
@@ -83,23 +83,23 @@ def test_the_released_codes_score():
     assert found[:2] == pytest.approx([5.0, 6 / 4], rel=1e-6)
 
 
-def step_of(options, gram, slot, who=None, records=None, step=0, rate=0.1):
+def step_of(options, gram, who=None, records=None, step=0, rate=0.1):
     who = who or roles_of(NAMES, options)
     records = new_records(4, 3) if records is None else records
-    weights = mirror_descent(options, who, records, lambda _: rate, rate)(step, gram, slot)
+    weights = mirror_descent(options, who, records, lambda _: rate, rate)(step, gram)
     return weights, records
 
 
 def test_a_step_of_the_papers_variant():
     options = Options(diagonal="biased", mu=0.5)
     gradients = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
-    weights, records = step_of(options, gram_of(gradients), np.arange(3))
+    weights, records = step_of(options, gram_of(gradients))
     score = gradients @ gradients.sum(axis=0)
     expected = np.exp(0.1 * score / 0.5)
     assert weights == pytest.approx(expected / expected.sum(), rel=1e-12)
     assert records["alpha"][0] == pytest.approx(weights)
     assert records["alignment"][0] == pytest.approx(score)
-    again, _ = step_of(options, gram_of(gradients), np.arange(3), records=records, step=1)
+    again, _ = step_of(options, gram_of(gradients), records=records, step=1)
     assert again == pytest.approx(expected**2 / (expected**2).sum(), rel=1e-12)
 
 
@@ -107,8 +107,7 @@ def test_the_official_steps_are_bounded():
     # At a rate of 5e-4 and mu 0.01 no weight rises by more than exp(0.25) against another.
     options = Options(variant="official")
     gradients = np.array([[1e3, 0.0], [-1e3, 0.0], [0.0, 1.0], [1e3, 0.0]])
-    slot = np.array([0, 1, 2, 3])
-    weights, records = step_of(options, gram_of(gradients), slot, rate=5e-4)
+    weights, records = step_of(options, gram_of(gradients), rate=5e-4)
     alpha = records["alpha"][0]
     assert alpha[0] / alpha[1] == pytest.approx(np.exp(0.25))
     assert alpha[1] == alpha[2]
@@ -132,36 +131,44 @@ def test_damping_goes_with_the_learning_rate():
 def test_the_official_variant_needs_rows_of_every_domain():
     gram = gram_of(np.ones((4, 2)), tokens=[1, 1, 0, 1])
     with pytest.raises(MixcError) as raised:
-        step_of(Options(variant="official"), gram, np.array([0, 1, 3]))
+        step_of(Options(variant="official"), gram)
     assert raised.value.code == "MX007"
 
 
 def test_an_absent_domain_keeps_its_weight_in_the_papers_variant():
     gram = gram_of(np.array([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]]), tokens=[1, 1, 0])
-    weights, records = step_of(Options(diagonal="biased"), gram, np.arange(2))
+    weights, records = step_of(Options(diagonal="biased"), gram)
     assert weights[2] == records["alpha"][0, 2] == 1 / 3
     assert records["present"][0].tolist() == [1, 1, 0]
 
 
-def test_halves_give_unbiased_products_and_the_same_mean_gradient():
-    options = Options(mu=1.0)
-    slots = Slots(options, NAMES, seed=0)
-    slot = slots.of(np.array([0, 0, 0, 1, 1, 2]), step=0)
-    assert slots.count == 6
-    assert slot.tolist() == [0, 3, 0, 1, 4, 2]
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(6, 5))
-    halves = np.stack(
-        [rows[slot == s].mean(axis=0) if (slot == s).any() else np.zeros(5) for s in range(6)]
-    )
-    gram = gram_of(halves, tokens=np.bincount(slot, minlength=6))
-    weights, records = step_of(options, gram, slot)
-    domain = np.array([0, 0, 0, 1, 1, 2])
-    whole = np.stack([rows[domain == k].mean(axis=0) for k in range(3)])
-    expected = whole @ whole.sum(axis=0) - (whole**2).sum(axis=1)  # but for the diagonal
-    expected += [halves[0] @ halves[3], halves[1] @ halves[4], 0.0]  # a single row has none
-    assert records["alignment"][0] == pytest.approx(expected)
-    assert weights @ halves == pytest.approx(records["alpha"][0] @ whole)
+def test_products_with_the_targets_sum_are_taken_as_they_are():
+    gradients = np.random.default_rng(0).normal(size=(3, 5))
+    options = Options(target=("b", "c"), train_target=True)
+    full = gram_of(gradients)
+    summed = replace(full, products=full.products[:, 1:].sum(axis=1))
+    (weights, records), (wanted, known) = step_of(options, summed), step_of(options, full)
+    assert weights == pytest.approx(wanted)
+    assert records["alignment"] == pytest.approx(known["alignment"])
+
+
+@pytest.mark.parametrize("target", [(), ("d1",)])
+def test_a_step_in_halves_is_that_of_explicit_gradients(target):
+    """The recorded alignment, by hand: but for the diagonal, which is the halves' product."""
+    options = Options(target=target, train_target=True, mu=0.1)
+    records, _ = trained((EASY, LOOSE, NOISE), options, 1)
+    model = Model(TRAIN.shape, TRAIN.vocab_size, TRAIN.seed)
+    batch = sampler((EASY, LOOSE, NOISE), 5)(0)
+    losses = batch_losses(model, batch)
+    slot = split_halves(batch.domain, 3)
+    half = domain_grads_reference(model, losses, torch.from_numpy(slot), 6).double().numpy()
+    share = np.bincount(slot, minlength=6).reshape(3, 2) / np.bincount(batch.domain)[:, None]
+    whole = (half.reshape(3, 2, -1) * share[..., None]).sum(axis=1)
+    products = whole @ whole.T
+    np.fill_diagonal(products, (half[::2] * half[1::2]).sum(axis=1))
+    aimed = [1] if target else [0, 1, 2]
+    assert records["alignment"][0] == pytest.approx(products[:, aimed].sum(axis=1), rel=1e-4)
+    assert records["norm"][0] == pytest.approx(np.linalg.norm(whole, axis=1), rel=1e-5)
 
 
 def test_the_universal_target_takes_its_share_of_rows_and_leaves_each_domain_one():
@@ -197,8 +204,7 @@ def descend(options, who, centres, *, steps, rate, noise=0.0, start=None):
         gram = gram_of(gradients)
         if options.variant == "official":
             gram = gram.clipped(options.clip)
-        slot = np.arange(len(gradients))
-        theta = theta - rate * weigh(step, gram, slot) @ gradients
+        theta = theta - rate * weigh(step, gram) @ gradients
     return records["alpha"], theta
 
 
@@ -234,7 +240,7 @@ def test_t6_the_bilevel_optimum_by_a_grid_over_the_simplex():
 
 def test_t5_a_learnt_domain_pulls_nowhere():
     gradients = np.array([[0.0, 0.0], [1.0, 0.5], [0.5, 1.0]])
-    _, records = step_of(Options(diagonal="biased"), gram_of(gradients), np.arange(3))
+    _, records = step_of(Options(diagonal="biased"), gram_of(gradients))
     assert records["alignment"][0, 0] == 0
     assert records["alpha"][0, 0] < 1 / 3
 
@@ -257,7 +263,7 @@ def trained(sources, options, steps=60):
     settings = replace(TRAIN, steps=steps)
     rate = partial(rate_at, options=settings)
     weigh = mirror_descent(options, who, records, rate, peak_rate(settings))
-    backward = aligned(options, Slots(options, names, 0), weigh)
+    backward = aligned(options, Slots(options, names, 0), roles_of(names, options), weigh)
     model = train(
         settings, sampler(sources, 5), mean_loss, backward=backward, records=records
     ).model
@@ -313,7 +319,7 @@ def test_t14_other_numbers_for_the_domains_of_the_same_batches_permute_alpha(var
         (("l", "n", "e"), renamed, other),
     ):
         weigh = mirror_descent(options, roles_of(names, options), records, lambda _: 1e-2, 1e-2)
-        backward = aligned(options, Slots(options, names, 0), weigh)
+        backward = aligned(options, Slots(options, names, 0), roles_of(names, options), weigh)
         train(settings, drawn, mean_loss, backward=backward, records=records)
     assert other["alpha"][:, order] == pytest.approx(plain["alpha"], abs=1e-6)
 

@@ -33,6 +33,7 @@ from bench.tables import busy, table
 from mixc_kernels.domain_grads import DomainGrads
 from mixc_kernels.domain_gram import DomainGram
 from mixc_kernels.long_products import long_products
+from mixc_kernels.room import Buffers
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -93,20 +94,27 @@ def plain(case: Case) -> Step:
     return step
 
 
-def domain_grads(late: bool, keep_bytes: int = 1 << 40) -> Provider:
-    """One backward pass by domain; with weights that come `late`, from the products."""
+def domain_grads(late: bool, keep_bytes: int = 1 << 40, doge: bool = False) -> Provider:
+    """One backward pass by domain; with weights that come `late`, from the products.
+
+    As `doge` takes them, domains are in halves, and products are with the gradients' sum.
+    """
 
     def provider(case: Case) -> Step:
-        domain = torch.from_numpy(case.batch.domain)
+        domain, buffers = torch.from_numpy(case.batch.domain), Buffers()
+        options: dict[str, Any] = {"keep_bytes": keep_bytes, "buffers": buffers}
+        if doge:
+            options |= {"halves": True, "toward": np.ones(case.domains)}
 
         def weights(gram: DomainGram) -> NDArray[np.float64]:
             assert len(gram.products) == case.domains
             return case.weights
 
-        def step() -> NDArray[np.float64]:
-            with DomainGrads(case.model, domain, case.domains, keep_bytes=keep_bytes) as grads:
+        def step() -> NDArray[np.float64] | None:
+            with DomainGrads(case.model, domain, case.domains, **options) as grads:
                 losses = batch_losses(case.model, case.batch)
-            return grads.backward(losses, weights if late else case.weights).products
+            gram = grads.backward(losses, weights if late else case.weights)
+            return None if doge else gram.products
 
         return step
 
@@ -209,6 +217,7 @@ PARTS: dict[str, dict[str, Provider]] = {
         PLAIN: plain,
         OURS: domain_grads(late=False),
         f"{OURS}, weights from the products": domain_grads(late=True),
+        f"{OURS}, as DoGE takes it: halves, a sum": domain_grads(late=True, doge=True),
         f"{OURS}, the same by a second pass": domain_grads(late=True, keep_bytes=0),
         "backwards once a domain": backwards_by_domain,
         "a batch for each domain": batches_by_domain,

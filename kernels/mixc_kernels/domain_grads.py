@@ -18,7 +18,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mixc_kernels.domain_gram import DomainGram, clip_factors, split_halves
+from mixc_kernels.domain_gram import DomainGram, clip_factors
 from mixc_kernels.domain_pass import DomainPass, Want, add_ranks, wide
 from mixc_kernels.grouped_dw import Groups, group_rows
 from mixc_kernels.room import Buffers, room
@@ -43,6 +43,8 @@ class DomainGrads:
 
     With `halves` a domain's product with itself is that of the gradients of two halves of its rows,
     without bias, where rows are drawn independently; NaN where it has one row, in a sum nothing.
+    (That comes of a difference with |g_k|^2, of float32 products: to 1e-6 of these.) Not with a
+    `group`.
 
     `precondition` holds a tensor P for each parameter: products become <g_i, P g_j> (for AdamW
     P is 1 / (sqrt(v) + eps)); norms stay plain. With a process `group`, rows are this rank's:
@@ -72,12 +74,11 @@ class DomainGrads:
         """Parameters that require no gradient are left alone."""
         self._names = {p: name for name, p in model.named_parameters() if p.requires_grad}
         self._watch = WatchUses(list(self._names))
-        self._domain, self._groups = domain, group_rows(domain, domains)
-        if halves:
-            slot = torch.from_numpy(split_halves(domain.cpu().numpy(), domains))
-            self._groups = group_rows(slot, 2 * domains)
+        if halves and group is not None:
+            raise ValueError("halves are of all rows of a domain: ranks know but their own")
+        self._domain, self._groups = domain, group_rows(domain, domains, halves=halves)
         device = next(iter(self._names), domain).device
-        block = room(device, 1 << 22, 128) if block_bytes is None else block_bytes
+        block = room(device, 4 << 20, 128) if block_bytes is None else block_bytes
         self._want = Want(
             toward=toward,
             halves=halves,
@@ -116,8 +117,6 @@ class DomainGrads:
         Errors: ValueError for a parameter that is used in a way that is not understood; p.grad
         is then as it was.
         """
-        if max_norm is not None and self._want.toward is not None:
-            raise ValueError("products with a sum are not those with a sum of clipped gradients")
         if losses.ndim != 2 or len(losses) != len(self._domain):
             raise ValueError(f"losses {list(losses.shape)} are not [{len(self._domain)}, T]")
         with torch.autocast(losses.device.type, enabled=False):  # sums stay float32, or wider

@@ -36,7 +36,12 @@ class DomainGram:
         return self.tokens > 0
 
     def clipped(self, max_norm: float) -> DomainGram:
-        """The products of the gradients once each is scaled down to `max_norm` at most."""
+        """The products of the gradients once each is scaled down to `max_norm` at most.
+
+        Errors: ValueError for products with a sum.
+        """
+        if self.products.ndim != 2:
+            raise ValueError("products with a sum are not those with a sum of clipped gradients")
         factors = clip_factors(self.norms, max_norm)
         return replace(self, products=self.products * np.outer(factors, factors))
 

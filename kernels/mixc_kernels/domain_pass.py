@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, reduce
+from functools import cache
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from mixc_kernels.grouped_dw import (
     ProductPart,
     SumPart,
     add_tokens,
-    token_domains,
+    token_groups,
 )
 from mixc_kernels.grouped_head import HeadPart, Softmax
 from mixc_kernels.half_products import operand_type
@@ -68,9 +68,9 @@ class DomainPass:
         self._across: list[Tensor] = []
         self._kept: dict[nn.Parameter, tuple[Tensor, Tensor | None]] = {}
         self._waiting: dict[nn.Parameter, list[Part]] = {}
-        self._sums: dict[nn.Parameter, SumPart] = {}
+        self._sums: dict[tuple[torch.dtype, torch.device], dict[nn.Parameter, SumPart]] = {}
         self._runs = runs = cache(groups.runs)
-        self._token_domains = cache(lambda n, device: token_domains(runs(n), device))
+        self._token_groups = cache(lambda n, device: token_groups(runs(n), n, device))
 
     def see(self, use: Use, given: Tensor, dy: Tensor) -> None:
         """Take one use: what its layer was given, and the gradient of what it returned."""
@@ -83,8 +83,8 @@ class DomainPass:
         """Settle what is left: uses that had no bearing on the losses, and gains and biases."""
         for parameter in list(self._waiting):
             self._settle(parameter)
-        if self._sums:
-            self._settle_sums()
+        for sums in self._sums.values():
+            self._settle_sums(sums)
 
     def gram(self, tokens: NDArray[np.int64]) -> DomainGram:
         """The products that were found, of groups of so many tokens."""
@@ -114,30 +114,32 @@ class DomainPass:
             return self._head(use, given, dy)
         if use.kind == "product":
             dtype = operand_type(dy, dtype)
-        dy = self._by_domain(dy, 1).to(dtype)
+        dy = self._by_group(dy, 1).to(dtype)
         runs = self._runs(len(dy))
         if use.kind == "product":
-            return ProductPart(use.read(self._by_domain(given, 1).to(dtype)), dy, runs)
-        domain = self._token_domains(len(dy), dy.device)
+            return ProductPart(use.read(self._by_group(given, 1).to(dtype)), dy, runs)
         if use.kind == "lookup":
-            return LookupPart(self._by_domain(given, 0), dy, domain)
+            ids = self._by_group(given, 0)
+            return LookupPart(ids, dy, self._token_groups(len(dy), dy.device))
         if use.kind == "gain":
-            dy = dy * use.read(self._by_domain(given, 1).to(dtype))
-        return SumPart(add_tokens(dy, domain, len(self._groups.rows)))
+            dy = dy * use.read(self._by_group(given, 1).to(dtype))
+        if dy.shape[1] != use.parameter.numel():
+            raise ValueError(f"{list(use.parameter.shape)} numbers were added to {dy.shape[1]}")
+        return SumPart(add_tokens(dy, runs))
 
     def _head(self, use: Use, given: Tensor, dy: Tensor) -> Part:
         assert use.softmax is not None
         about, dtype = use.softmax, operand_type(given, wide(use.parameter))
-        x = self._by_domain(given, 1).to(dtype)
+        x = self._by_group(given, 1).to(dtype)
         target, top, total = (
-            self._by_domain(one, 0) for one in (about.target, about.top, about.total)
+            self._by_group(one, 0) for one in (about.target, about.top, about.total)
         )
         softmax = Softmax(target, top, total, about.terms)
         runs = self._runs(len(x))
-        return HeadPart(x, use.parameter.detach(), self._by_domain(dy, 0), softmax, runs)
+        return HeadPart(x, use.parameter.detach(), self._by_group(dy, 0), softmax, runs)
 
-    def _by_domain(self, x: Tensor, features: int) -> Tensor:
-        """x [B, ..., C] or [B * T, C], tokens by domain, as [N, C]; no C where features is 0."""
+    def _by_group(self, x: Tensor, features: int) -> Tensor:
+        """x [B, ..., C] or [B * T, C], tokens by group, as [N, C]; no C where features is 0."""
         rows = sum(self._groups.rows)
         if x.ndim == 1 + features and len(x) == rows * self._length:
             x = x.view(rows, self._length, *x.shape[1:])
@@ -148,20 +150,21 @@ class DomainPass:
     def _settle(self, p: nn.Parameter) -> None:
         want, made = self._want, self._waiting.pop(p)
         if isinstance(made[0], SumPart) and len(made) == 1:
-            self._sums[p] = made[0]
+            self._sums.setdefault((wide(p), p.device), {})[p] = made[0]
             return
         parts, rows = _touched(made, p, want.group)
         count, width = len(p) if rows is None else len(rows), p.numel() // len(p)
         groups, scale = len(self._groups.rows), self._scale(p, rows)
-        grad = torch.empty(count, width, dtype=wide(p), device=p.device)
+        like = torch.empty(0, dtype=wide(p), device=p.device)
         kept = None
         if want.keep:
-            kept = want.buffers.take(p, (self._domains, count, width), grad)
+            kept = want.buffers.take(p, (self._domains, count, width), like)
             self._kept[p] = kept.flatten(1), rows
-        block = max(1, want.block_bytes // (groups * width * grad.element_size()))
+        grad = None if want.weights is None else like.new_empty(count, width)
+        block = max(1, want.block_bytes // (groups * width * like.element_size()))
         for first in range(0, count, block):
             mine = slice(first, min(first + block, count))
-            out = want.buffers.take("block", (groups, mine.stop - first, width), grad)
+            out = want.buffers.take("block", (groups, mine.stop - first, width), like)
             for number, part in enumerate(parts):
                 part.put(out, first, fresh=number == 0)
             flat = self._note(
@@ -169,37 +172,37 @@ class DomainPass:
                 None if scale is None else scale[mine].flatten(),
                 None if kept is None else kept[:, mine].flatten(1),
             )
-            if want.weights is not None:
+            if grad is not None and want.weights is not None:
                 grad[mine] = _mixed(flat, want.weights).view(-1, width)
-        if want.weights is not None:
+        if grad is not None:
             self.grads[p] = _laid(grad, rows, p)
 
-    def _settle_sums(self) -> None:
-        """Gains and biases, all as one: they are many, and small."""
-        want, found = self._want, list(self._sums)
-        dtype = reduce(torch.promote_types, map(wide, found))
-        out = torch.cat([part.sums.to(dtype) for part in self._sums.values()], 1)
-        scales = [scale.flatten() for p in found if (scale := self._scale(p, None)) is not None]
-        flat = self._note(out, torch.cat(scales).to(dtype) if scales else None, None)
-        each = torch.split(flat, [p.numel() for p in found], 1)
-        for p, mine in zip(found, each, strict=True):
+    def _settle_sums(self, sums: dict[nn.Parameter, SumPart]) -> None:
+        """Gains and biases of a type and device, all as one: they are many, and small."""
+        want = self._want
+        scales = [scale.flatten() for p in sums if (scale := self._scale(p, None)) is not None]
+        out = torch.cat([part.sums for part in sums.values()], 1)
+        size = self._domains, out.shape[1]
+        into = want.buffers.take("sums", size, out) if want.keep else None
+        flat = self._note(out, torch.cat(scales) if scales else None, into)
+        each = torch.split(flat, [p.numel() for p in sums], 1)
+        for p, mine in zip(sums, each, strict=True):
             if want.keep:
                 self._kept[p] = mine, None
             if want.weights is not None:
                 self.grads[p] = _laid(_mixed(mine, want.weights)[:, None], None, p)
 
     def _note(self, out: Tensor, scale: Tensor | None, into: Tensor | None) -> Tensor:
-        """The domains' gradients [K, P] of those of groups, [G, P], which may be lost.
+        """Note the products, scaled by `scale` [P], of groups' gradients [G, P]; these are lost.
 
-        Their products are noted, scaled by `scale` [P]. They are written to `into` [K, P] if given.
+        Returns the domains' gradients [K, P], in `into` if given.
         """
-        want = self._want
-        add_ranks(out, want.group)
-        if want.halves:
+        add_ranks(out, self._want.group)
+        if self._want.halves:
             flat = self._fold(out, scale, into)
         else:
             flat = out if into is None else into.copy_(out)
-        if want.products:
+        if self._want.products:
             self._multiply(flat, scale)
         return flat
 
@@ -211,15 +214,14 @@ class DomainPass:
         return scale if rows is None else scale[rows]
 
     def _fold(self, out: Tensor, scale: Tensor | None, into: Tensor | None) -> Tensor:
-        """The domains' gradients [K, P] of those of halves, which are lost; written where asked.
-
-        The halves' products are noted. Torch adds these up by halves: they need no pieces.
-        """
+        """The domains' gradients [K, P] of those of halves, which are lost; these make products."""
         a, b = out[::2], out[1::2]
-        whole = torch.add(a, b, out=into)
+        if into is None:
+            into = self._want.buffers.take("whole", tuple(a.shape), a)
+        torch.add(a, b, out=into)
         across = b.mul_(a) if scale is None else b.mul_(a).mul_(scale)
-        self._across.append(across.sum(1).double())
-        return whole
+        self._across.append(across.sum(1).double())  # torch sums pairwise: no pieces are needed
+        return into
 
     def _multiply(self, flat: Tensor, scale: Tensor | None) -> None:
         """Note the products of the domains' gradients [K, P], or those with their sum.
@@ -227,15 +229,15 @@ class DomainPass:
         What a domain in two halves has in that sum is left out: its halves' product comes instead.
         """
         toward = self._toward(flat)
-        squares = long_squares(flat)
-        if toward is None or scale is not None:
+        if toward is None:
             products = long_products(flat, flat if scale is None else flat * scale)
-            own = products.diagonal()
-            if toward is not None:
-                products = products @ toward.double()
         else:
-            products, own = long_products(flat, (toward @ flat)[None])[:, 0], squares
+            total = toward @ flat
+            products = long_products(flat, (total if scale is None else total * scale)[None])[:, 0]
+        plain = toward is None and scale is None
+        squares = products.diagonal() if plain else long_squares(flat)
         if toward is not None and self._want.halves:
+            own = squares if scale is None else (flat * flat * scale).sum(1).double()
             products -= toward * own
         self._products.append(products)
         self._squares.append(squares)

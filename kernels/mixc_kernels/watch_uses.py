@@ -18,7 +18,8 @@ import torch.nn.functional as F  # noqa: N812 (torch's own custom)
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mixc_kernels.grouped_head import FewLogits, Softmax
+from mixc_kernels.few_logits import FewLogits
+from mixc_kernels.grouped_head import Softmax
 from mixc_kernels.linear_ce_ops import linear_ce
 from mixc_kernels.linear_ce_torch import Terms
 
@@ -30,7 +31,8 @@ class Use:
     """One use of a parameter: y = x W^T, rows of it, x times it, it added, or losses of x W^T.
 
     `read` makes x from the tensor that the layer was given: a norm's gain reads it normalised.
-    Of losses, what returned is [N], and `softmax` says more.
+    Of losses, what returned is [N], and `softmax` says more; of few logits it is their gradient, as
+    of a product.
     """
 
     parameter: nn.Parameter
@@ -187,8 +189,9 @@ def _linear_ce(
     target: Tensor,
     *settings: Any,
 ) -> tuple[Tensor, ...]:
-    plain, about = watch.hidden(weight), Terms(*settings[:-2])
-    if FewLogits.fits(hidden, plain, about):
+    *terms, budget, _ = settings
+    plain, about = watch.hidden(weight), Terms(*terms)
+    if FewLogits.fits(hidden, plain, about, budget):
         report = watch.reporter(Use(weight, "product"))
         if report is not None:
             few = FewLogits.apply(hidden, plain, target, watch.anchor, about, report)  # type: ignore[no-untyped-call]

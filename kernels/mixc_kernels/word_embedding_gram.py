@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mixc_kernels.domain_gram import DomainGram, split_halves
+from mixc_kernels.domain_gram import DomainGram
 from mixc_kernels.domain_pass import DomainPass, Want
 from mixc_kernels.grouped_dw import group_rows
 from mixc_kernels.watch_uses import Use, WatchUses
@@ -38,8 +38,7 @@ def word_embedding_gram(
     watch = WatchUses([embedding])
     with watch:
         each = losses()
-    slot = split_halves(domain.cpu().numpy(), domains) if halves else domain.cpu().numpy()
-    groups = group_rows(torch.from_numpy(slot), 2 * domains if halves else domains)
+    groups = group_rows(domain, domains, halves=halves)
     counts = np.array(groups.rows) * each.shape[1]
     found = DomainPass(groups, each.shape[1], watch.uses, Want(halves=halves))
 

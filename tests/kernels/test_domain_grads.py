@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from gram_models import DOMAINS, LENGTH, VOCAB, WEIGHTS, WIDTH, Decoder, batch, found, gradient
 from half_gpu import multiply_half
-from mixc_kernels import domain_pass
+from mixc_kernels import domain_pass, few_logits
 from mixc_kernels.domain_grads import DomainGrads, domain_grads_reference
+from mixc_kernels.few_logits import FewLogits
+from mixc_kernels.linear_ce_torch import Terms
 from torch import nn
 
 from mixc.proxy.loss import token_losses
@@ -54,13 +56,19 @@ def test_one_pass_gives_what_a_pass_for_each_domain_gives(tied, norm, bias):
     assert relative(gradient(model), WEIGHTS @ each) < 1e-12
 
 
+TERMS = {"z_loss": 0.1, "label_smoothing": 0.2, "ignore_index": 3}
+
+
 @pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("few", [False, True])
 @pytest.mark.parametrize("block_bytes", [1, 1 << 20])
-@pytest.mark.parametrize(
-    "terms", [{}, {"softcap": 2.0, "z_loss": 0.1, "label_smoothing": 0.2, "ignore_index": 3}]
-)
-def test_a_head_whose_logits_nobody_keeps(tied, block_bytes, terms):
+@pytest.mark.parametrize("terms", [{}, TERMS, {"softcap": 2.0, **TERMS}, {"n_vocab": 19}])
+def test_a_head_whose_logits_nobody_keeps(tied, few, block_bytes, terms, monkeypatch):
+    """Or, if there are few of them, which are kept."""
+    if not few:
+        monkeypatch.setattr(few_logits, "tile_bytes", lambda _: 0)
     tokens, domain = batch(9)
+    tokens = tokens % terms.get("n_vocab", VOCAB)
     model = decoder(tied, "layer", False, {"mode": "naive", **terms})
     each = explicit(model, tokens, domain)
     model.fused = terms  # by the operator, which the naive mode is without
@@ -69,6 +77,14 @@ def test_a_head_whose_logits_nobody_keeps(tied, block_bytes, terms):
     assert relative(gradient(model), WEIGHTS @ each) < 1e-12
     one_pass(model, tokens, domain, lambda gram: WEIGHTS, keep_bytes=0)
     assert relative(gradient(model), WEIGHTS @ each) < 1e-12
+
+
+def test_few_logits_are_within_the_budget():
+    x, weight, terms = torch.zeros(8, 4), torch.zeros(32, 4), Terms(32)
+    assert FewLogits.fits(x, weight, terms, 8 * 32 * 4)
+    assert not FewLogits.fits(x, weight, terms, 8 * 32 * 4 - 1)
+    assert not FewLogits.fits(x, weight, Terms(32, softcap=1.0), 1 << 20)
+    assert not FewLogits.fits(x.bfloat16(), weight, terms, 1 << 20)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -95,6 +111,7 @@ def test_under_autocast_products_and_mixes_stay_float32(tied, max_norm, keep_byt
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 20])
 def test_products_of_half_precision_as_on_a_gpu(tied, keep_bytes, monkeypatch):
     model, (tokens, domain) = Decoder(tied, "rms", False, {"n_vocab": VOCAB}), batch(9)
+    monkeypatch.setattr(few_logits, "tile_bytes", lambda _: 0)  # the head's products, too
     weights = lambda gram: WEIGHTS  # noqa: E731
     found = []
     for half in (False, True):
@@ -339,3 +356,18 @@ def test_forward_passes_outside_are_untouched():
     assert torch.equal(inside, before)
     model(tokens).mean().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_bias_of_one_number_for_all_is_refused():
+    model = nn.Linear(WIDTH, VOCAB, bias=False)
+    model.shared = nn.Parameter(torch.ones(1))
+    with DomainGrads(model, torch.tensor([0, 1]), 2) as grads:
+        losses = F.linear(torch.ones(2, LENGTH, WIDTH), model.weight, model.shared).mean(-1)
+    with pytest.raises(ValueError, match="were added to"):
+        grads.backward(losses, np.ones(2))
+
+
+def test_halves_are_not_of_several_ranks():
+    model, (_, domain) = decoder(), batch(4)
+    with pytest.raises(ValueError, match="ranks know but their own"):
+        DomainGrads(model, domain, DOMAINS, halves=True, group=object())

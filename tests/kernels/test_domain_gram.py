@@ -91,23 +91,37 @@ def test_products_with_a_sum_of_gradients(tied, halves, scaled):
     gram = grads.backward(losses, WEIGHTS)
     np.testing.assert_allclose(gram.products, products @ toward, rtol=1e-10)
     np.testing.assert_allclose(gram.norms, np.linalg.norm(each, axis=1), rtol=1e-10)
-    with DomainGrads(model, domain, DOMAINS, toward=toward) as grads:
-        losses = model(tokens)
     with pytest.raises(ValueError, match="clipped"):
-        grads.backward(losses, WEIGHTS, max_norm=1.0)
+        gram.clipped(1.0)
 
 
-def test_buffers_of_an_earlier_pass_change_nothing():
-    model, buffers = Decoder(True, "layer", True).double(), Buffers()
+@pytest.mark.parametrize("late", [False, True])
+def test_buffers_of_an_earlier_pass_change_nothing(late):
+    model, buffers, before = Decoder(True, "layer", True).double(), Buffers(), None
     for rows in (9, 5, 12):
         tokens, domain = batch(rows, seed=rows)
         found = []
         for kept in (None, buffers):
             with DomainGrads(model, domain, DOMAINS, halves=True, buffers=kept) as grads:
                 losses = model(tokens)
-            gram = grads.backward(losses, lambda _: WEIGHTS)
+            gram = grads.backward(losses, (lambda _: WEIGHTS) if late else WEIGHTS)
             found.append((gram.products, gradient(model).numpy()))
         assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*found, strict=True))
+        if before is not None:  # what a pass gave is not written by the next
+            assert all(torch.equal(one, copy) for one, copy in before)
+        before = [(p.grad, p.grad.clone()) for p in model.parameters()]
+
+
+def test_buffers_grow_and_are_told_apart():
+    buffers, like = Buffers(), torch.zeros(0)
+    first = buffers.take("a", (2, 3), like)
+    first.fill_(1.0)
+    assert buffers.take("a", (3, 2), like).eq(1).all()
+    assert buffers.take("a", (2,), like).data_ptr() == first.data_ptr()
+    assert buffers.take("a", (7,), like).shape == (7,)
+    others = [buffers.take("b", (2, 3), like), buffers.take("a", (2, 3), like.double())]
+    assert others[1].dtype == torch.float64
+    assert len({one.data_ptr() for one in (buffers.take("a", (2, 3), like), *others)}) == 3
 
 
 def explicit(model, tokens, domain):

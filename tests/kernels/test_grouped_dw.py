@@ -5,13 +5,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mixc_kernels.domain_gram import split_halves
 from mixc_kernels.grouped_dw import (
     LookupPart,
     ProductPart,
     SumPart,
     add_tokens,
     group_rows,
-    token_domains,
+    token_groups,
 )
 
 DOMAINS, ROWS, WIDTH = 3, 7, 2
@@ -50,14 +51,25 @@ def test_rows_stand_by_domain(case):
     ordered = groups.sorted(tokens).flatten()
     assert ordered.tolist() == sorted(tokens.flatten().tolist())
     runs = groups.runs(len(ordered))
-    assert torch.equal(token_domains(runs, domain.device), ordered)
+    assert torch.equal(token_groups(runs, len(ordered), domain.device), ordered)
+    assert sorted(k for run in runs for k in range(DOMAINS)[run.where]) == list(range(DOMAINS))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.integers(1, 3))
+def test_halves_of_neighbours_are_one_run(rows, length):
+    domain = torch.arange(len(rows)).repeat_interleave(torch.tensor(rows))
+    groups, tokens = group_rows(domain, len(rows), halves=True), sum(rows) * length
+    halves = torch.from_numpy(split_halves(domain.numpy(), len(rows))).repeat_interleave(length)
+    runs = groups.runs(tokens)
+    assert torch.equal(token_groups(runs, tokens, domain.device), halves)
+    changes = sum(a != b for a, b in pairwise(rows))
+    assert len(runs) <= 2 * (changes + 1)
+    numbers = torch.arange(tokens)[:, None]
     for run in runs:
-        mine = run.of(ordered[:, None])
-        numbers = torch.arange(run.first, run.first + run.groups)
-        assert torch.equal(mine, numbers[:, None, None].expand(mine.shape))
-    each = [run.each for run in runs]
-    assert all(a != b for a, b in pairwise(each))
-    assert sum(run.groups for run in runs) == DOMAINS
+        for number, group in enumerate(range(2 * len(rows))[run.where]):
+            mine = torch.nonzero(halves == group)
+            assert torch.equal(run.of(numbers)[number], mine)
 
 
 @settings(deadline=None)
@@ -66,7 +78,7 @@ def test_parts_are_sums_over_the_domains_tokens(case):
     domain, length, rng, block = case
     groups, count = group_rows(domain, DOMAINS), len(domain) * length
     runs = groups.runs(count)
-    tokens = token_domains(runs, domain.device)
+    tokens = token_groups(runs, count, domain.device)
     x, dy, row = normals(rng, count, WIDTH), normals(rng, count, ROWS), normals(rng, count, WIDTH)
     ids = torch.from_numpy(rng.integers(ROWS, size=count))
     product = torch.zeros(DOMAINS, ROWS, WIDTH, dtype=torch.float64)
@@ -77,7 +89,7 @@ def test_parts_are_sums_over_the_domains_tokens(case):
         total[k, :, 0] += dy[n]
     torch.testing.assert_close(whole(ProductPart(x, dy, runs), block), product)
     torch.testing.assert_close(whole(LookupPart(ids, row, tokens), block), lookup)
-    torch.testing.assert_close(whole(SumPart(add_tokens(dy, tokens, DOMAINS)), block, 1), total)
+    torch.testing.assert_close(whole(SumPart(add_tokens(dy, runs)), block, 1), total)
 
 
 def test_rows_that_stand_by_domain_are_not_copied():

@@ -6,6 +6,7 @@ from mixc.proxy import device
 from mixc.proxy.device import (
     computing_in,
     deterministic,
+    few_threads,
     pick_device,
     pick_precision,
     shall_compile,
@@ -27,6 +28,21 @@ def test_settings_of_torch_are_put_back():
     with deterministic(torch.device("cuda")):
         pass
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_few_numbers_are_for_few_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for numbers, wanted in ((0, 1), (1 << 16, 1), (1 << 17, 2), (1 << 20, 3)):
+            with few_threads(numbers):
+                assert torch.get_num_threads() == wanted
+            assert torch.get_num_threads() == 3
+        with pytest.raises(RuntimeError, match="boom"), few_threads(1):
+            raise RuntimeError("boom")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_devices(monkeypatch):

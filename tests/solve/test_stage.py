@@ -1,6 +1,7 @@
 """`mixc solve-weights` on a tiny store: what it writes, and when it has nothing to do."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,6 +11,7 @@ from build_helpers import all_documents, every_held_id, random_corpus, write_cor
 from mixc import pipeline
 from mixc.errors import MixcError
 from mixc.recipe import load
+from mixc.registry import METHODS
 from mixc.solve.stage import estimate, fresh, make_problem
 from mixc.solve.weights import open_weights
 from mixc.store.hashes import hash_file
@@ -130,6 +132,16 @@ def test_weights_of_other_options_are_stale(solved, override):
     with pytest.raises(MixcError) as raised:
         pipeline.build_mixture(changed, workers=1)
     assert raised.value.code == "MX045"
+
+
+def test_weights_of_another_revision_of_a_method_are_stale(solved, monkeypatch):
+    path, store, weights = solved
+    used = weights.manifest["method"]
+    for name, stale in ((used, True), ("natural", False)):
+        assert name in METHODS
+        with monkeypatch.context() as patch:
+            patch.setitem(METHODS, name, replace(METHODS[name], revision=9))
+            assert (fresh(load(path), store) is None) == stale
 
 
 def test_what_the_weights_do_not_depend_on(solved):

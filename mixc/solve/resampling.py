@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixc.rng import Stream
+from mixc.solve.blas import one_thread
 from mixc.solve.lowest import Objective
 from mixc.solve.surfaces import Surface
 
@@ -34,6 +35,7 @@ class Aim:
         return np.asarray(self.objective(metrics), np.float64)
 
 
+@one_thread()
 def choose_kl(
     surface: Surface, ratios: Real, losses: Real, aim: Aim, *, seed: int
 ) -> tuple[float, Real]:
@@ -73,6 +75,7 @@ def choose_kl(
     return best, strengths[values.argmin(axis=1)]
 
 
+@one_thread()
 def run_bootstrap(
     surface: Surface,
     ratios: Real,

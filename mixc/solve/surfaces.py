@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mixc.errors import MixcError
 from mixc.rng import Stream
 from mixc.solve import boosting, gaussian, log_linear
+from mixc.solve.blas import one_thread
 from mixc.solve.lowest import Objective, lowest
 from mixc.solve.scaling import mean_and_scale
 
@@ -151,6 +152,7 @@ class Surface:
         return (smooth, *alone)
 
 
+@one_thread()
 def fit_surface(ratios: Real, losses: Real, *, family: str = "auto", seed: int = 0) -> Surface:
     """Fit surfaces to the metrics [n, m] of runs on mixes [n, k].
 

@@ -28,7 +28,7 @@ def test_all_ways_give_the_same_products_and_gradient():
         parts = [p.grad.flatten().numpy() for p in case.model.parameters()]
         gradients.append(np.concatenate(parts))
     # A plain step has no products, and a step of DoGE's others.
-    assert [one is None for one in products] == [True, False, False, True, False, False, False]
+    assert [one is None for one in products] == [True, False, False, False, True, False, False]
     for one in products:
         if one is not None:
             np.testing.assert_allclose(one, products[-1], rtol=1e-4, atol=1e-7)

@@ -197,7 +197,7 @@ def group_dro(
 
         here = np.arange(len(batch.domain)) if places is None else places(step)
         part = replace(batch, tokens=batch.tokens[here], domain=batch.domain[here])
-        stats = domain_stats(losses[here], part, count, reference(step))
+        stats = domain_stats(losses.detach()[here], part, count, reference(step))
         # Each domain's lambda: its tokens' excess losses clipped at 0, then averaged (algorithm 1).
         last = records["clipped_excess"][step - 1] if step else first
         lam = np.where(stats.present, np.nan_to_num(stats.mean_excess()), last)

@@ -1,9 +1,9 @@
 """Losses of a frozen model on the rows that another is trained on, found once and kept.
 
 They are kept by row of a domain's stream, not by step: a run with other options or weights, or of
-another method, that comes by the same rows finds them. Each row is scored by itself, so that its
-losses do not depend, to the bit, on which others were missing beside it. (On a CPU that is also
-the fastest. On a GPU rows are scored some at a time, always as many.)
+another method, that comes by the same rows finds them. Rows are scored some at a time, always as
+many, so that the losses of one do not depend, to the bit, on which others were missing beside it.
+On a CPU long rows are scored one by one: that is also the fastest.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from mixc.proxy.sampler import Sampler
 from mixc.proxy.train import Batch
 from mixc.store.columns import column, view
 
-ALGORITHM = 4  # a change of what rows' losses are raises it
+ALGORITHM = 5  # a change of what rows' losses are raises it
 _TABLE_BYTES = 1 << 26
-_ROWS_AT_ONCE = {"cpu": 1, "cuda": 32}
+_ROWS_AT_ONCE = 32  # on a GPU
+_TOKENS_AT_ONCE = 128  # on a CPU, but a row at least
 
 Index = NDArray[np.int64]
 Losses = NDArray[np.float32]
@@ -146,12 +147,16 @@ def _score(
     model: Model, batches: Sampler, known: _Known, name: str, precision: torch.dtype
 ) -> None:
     """Score the rows of the batches that are not known."""
-    steps = batches.known_steps or 0
+    steps, new = batches.known_steps or 0, dict[int, NDArray[np.int64]]()  # tokens of rows
     with progress.task(f"score with {name}", steps, "batches") as bar:
         for step in range(steps):
             ids = _ids(batches, step)
-            if len(new := known.missing(ids)):
-                known.add(ids[new], _losses(model, batches(step).tokens[new], precision))
+            if len(missing := known.missing(ids)):
+                new.update(zip(ids[missing].tolist(), batches(step).tokens[missing], strict=True))
+            if new and (step + 1 == steps or len(new) >= _ROWS_AT_ONCE):
+                found = _losses(model, np.stack(list(new.values())), precision)
+                known.add(np.fromiter(new, np.int64, len(new)), found)
+                new.clear()
             bar.advance(1)
     known.flush()
 
@@ -166,7 +171,8 @@ def _losses(model: Model, tokens: NDArray[np.int64], precision: torch.dtype) -> 
     if not len(tokens):  # a part of batches may have none in a step
         return np.zeros((0, tokens.shape[1] - 1), np.float32)
     device = model.head.device
-    size = _ROWS_AT_ONCE[device.type]
+    gpu = device.type == "cuda"
+    size = _ROWS_AT_ONCE if gpu else max(1, _TOKENS_AT_ONCE // (tokens.shape[1] - 1))
     padded = np.concatenate([tokens, np.repeat(tokens[:1], -len(tokens) % size, axis=0)])
     with computing_in(precision, device):
         parts = [row_losses(model, padded[i : i + size]) for i in range(0, len(padded), size)]

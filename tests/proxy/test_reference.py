@@ -34,7 +34,8 @@ def model(store):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """The rows that are scored."""
+    """The rows that are scored, one in a pass."""
+    monkeypatch.setattr(reference_module, "_TOKENS_AT_ONCE", 1)
     scored = []
     real = reference_module.row_losses
 
@@ -93,6 +94,25 @@ def test_only_rows_that_no_run_came_by_are_scored(store, model, tmp_path, passes
     assert same(losses, cached_losses(model, other, tmp_path / "elsewhere", KEY))
 
 
+def test_rows_are_scored_alike_beside_any_others(store, model, tmp_path, monkeypatch):
+    sizes = []
+    real = reference_module.row_losses
+
+    def measuring(model, tokens):
+        sizes.append(len(tokens))
+        return real(model, tokens)
+
+    monkeypatch.setattr(reference_module, "row_losses", measuring)
+    monkeypatch.setattr(reference_module, "_TOKENS_AT_ONCE", 3 * (LENGTH - 1))
+    other = sampler_of(store, [2, 4])
+    cached_losses(model, sampler_of(store, [3, 1]), tmp_path, KEY)
+    losses = cached_losses(model, other, tmp_path, KEY)
+    assert set(sizes) == {3}
+    assert len(sizes) == -(-16 // 3) + -(-12 // 3)  # of all steps together
+    assert same(losses, cached_losses(model, other, tmp_path / "elsewhere", KEY))
+    assert same(losses, uncached_losses(model, other))
+
+
 def test_a_row_that_comes_again_is_scored_once(store, model, tmp_path, passes):
     batches = sampler_of(store, [3, 2], prefix=[2, 3])
     losses = cached_losses(model, batches, tmp_path, KEY)
@@ -118,6 +138,7 @@ def test_another_model_or_key_shares_nothing(store, model, tmp_path, passes):
 
 def test_a_killed_run_loses_the_last_table_alone(store, model, tmp_path, passes, monkeypatch):
     monkeypatch.setattr(reference_module, "_TABLE_BYTES", 6 * 4 * (LENGTH - 1))
+    monkeypatch.setattr(reference_module, "_ROWS_AT_ONCE", 5)  # those of a step
     batches = sampler_of(store, [3, 2])
     wanted = cached_losses(model, batches, tmp_path / "whole", KEY)
     assert len(list((tmp_path / "whole").rglob("*.arrow"))) == 2

@@ -3,12 +3,11 @@
 They are kept by row of a domain's stream, not by step: a run with other options or weights, or of
 another method, that comes by the same rows finds them. Rows are scored some at a time, always as
 many, so that the losses of one do not depend, to the bit, on which others were missing beside it.
-On a CPU long rows are scored one by one: that is also the fastest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,9 @@ from mixc.proxy.sampler import Sampler
 from mixc.proxy.train import Batch
 from mixc.store.columns import column, view
 
-ALGORITHM = 5  # a change of what rows' losses are raises it
+ALGORITHM = 6  # a change of what rows' losses are raises it
 _TABLE_BYTES = 1 << 26
-_ROWS_AT_ONCE = 32  # on a GPU
-_TOKENS_AT_ONCE = 128  # on a CPU, but a row at least
+_TOKENS_AT_ONCE = {"cpu": 512, "cuda": 32_768}  # but a row at least
 
 Index = NDArray[np.int64]
 Losses = NDArray[np.float32]
@@ -153,12 +151,26 @@ def _score(
             ids = _ids(batches, step)
             if len(missing := known.missing(ids)):
                 new.update(zip(ids[missing].tolist(), batches(step).tokens[missing], strict=True))
-            if new and (step + 1 == steps or len(new) >= _ROWS_AT_ONCE):
-                found = _losses(model, np.stack(list(new.values())), precision)
-                known.add(np.fromiter(new, np.int64, len(new)), found)
-                new.clear()
+            last = step + 1 == steps
+            for rows in _passes(model, new, whole=not last):
+                found = _losses(model, np.stack([new.pop(row) for row in rows]), precision)
+                known.add(np.array(rows, np.int64), found)
             bar.advance(1)
     known.flush()
+
+
+def _passes(model: Model, new: Mapping[int, NDArray[np.int64]], *, whole: bool) -> list[list[int]]:
+    """The rows that wait, pass by pass; with `whole` only those that fill one."""
+    if not new:
+        return []
+    rows, size = list(new), _rows_at_once(model, len(next(iter(new.values()))))
+    end = len(rows) // size * size if whole else len(rows)
+    return [rows[first : first + size] for first in range(0, end, size)]
+
+
+def _rows_at_once(model: Model, length: int) -> int:
+    """Rows of `length` tokens that are scored in a pass."""
+    return max(1, _TOKENS_AT_ONCE[model.head.device.type] // (length - 1))
 
 
 def _ids(batches: Sampler, step: int) -> Index:
@@ -170,10 +182,8 @@ def _losses(model: Model, tokens: NDArray[np.int64], precision: torch.dtype) -> 
     """float32[n, L - 1] of rows int64[n, L], in passes of always as many rows."""
     if not len(tokens):  # a part of batches may have none in a step
         return np.zeros((0, tokens.shape[1] - 1), np.float32)
-    device = model.head.device
-    gpu = device.type == "cuda"
-    size = _ROWS_AT_ONCE if gpu else max(1, _TOKENS_AT_ONCE // (tokens.shape[1] - 1))
+    size = _rows_at_once(model, tokens.shape[1])
     padded = np.concatenate([tokens, np.repeat(tokens[:1], -len(tokens) % size, axis=0)])
-    with computing_in(precision, device):
+    with computing_in(precision, model.head.device):
         parts = [row_losses(model, padded[i : i + size]) for i in range(0, len(padded), size)]
     return np.concatenate(parts)[: len(tokens)]

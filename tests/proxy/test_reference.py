@@ -35,7 +35,7 @@ def model(store):
 @pytest.fixture
 def passes(monkeypatch):
     """The rows that are scored, one in a pass."""
-    monkeypatch.setattr(reference_module, "_TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr(reference_module, "_TOKENS_AT_ONCE", {"cpu": 1})
     scored = []
     real = reference_module.row_losses
 
@@ -103,7 +103,7 @@ def test_rows_are_scored_alike_beside_any_others(store, model, tmp_path, monkeyp
         return real(model, tokens)
 
     monkeypatch.setattr(reference_module, "row_losses", measuring)
-    monkeypatch.setattr(reference_module, "_TOKENS_AT_ONCE", 3 * (LENGTH - 1))
+    monkeypatch.setattr(reference_module, "_TOKENS_AT_ONCE", {"cpu": 3 * (LENGTH - 1)})
     other = sampler_of(store, [2, 4])
     cached_losses(model, sampler_of(store, [3, 1]), tmp_path, KEY)
     losses = cached_losses(model, other, tmp_path, KEY)
@@ -138,7 +138,7 @@ def test_another_model_or_key_shares_nothing(store, model, tmp_path, passes):
 
 def test_a_killed_run_loses_the_last_table_alone(store, model, tmp_path, passes, monkeypatch):
     monkeypatch.setattr(reference_module, "_TABLE_BYTES", 6 * 4 * (LENGTH - 1))
-    monkeypatch.setattr(reference_module, "_ROWS_AT_ONCE", 5)  # those of a step
+    monkeypatch.setattr(reference_module, "_TOKENS_AT_ONCE", {"cpu": 5 * (LENGTH - 1)})
     batches = sampler_of(store, [3, 2])
     wanted = cached_losses(model, batches, tmp_path / "whole", KEY)
     assert len(list((tmp_path / "whole").rglob("*.arrow"))) == 2

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 from mixc_kernels.gather_spans import Pool, populate
+from mixc_kernels.sort_columns import sort_columns
 from numpy.typing import NDArray
 
 from mixc.build.provenance import BlockRows
-from mixc.build.supply import Supply
+from mixc.build.supply import Supply, opened
 from mixc.rows.columns import Columns, open_columns
 from mixc.rows.packing import Layout
 from mixc.rows.stream import AT_ONCE, DomainStream, Spans, targets
@@ -47,9 +48,8 @@ class Builder:
     """What workers share.
 
     `locks` has one for each domain's stream. `columns` are those of every shard, domain by domain:
-    of domain d from shard `first_shard[d]` on, int64[K]; `first_document` is the number in its
-    domain of each shard's first document, int64[shards]. `padding` is a row of ends of text.
-    Rows are full, and have none, where it is None. `files` are the shards' own, of `sizes` bytes.
+    of domain d from shard `first_shard[d]` on, int64[K]. `padding` is a row of ends of text. Rows
+    are full, and have none, where it is None. `files` are the shards' own, of `sizes` bytes.
     `turn` is had by who writes: a file takes one at a time, and who waits there uses a core.
     `published`: what `path` is another name of, if it is; then it is read and never written to.
     `tables`: whether tables of rows' sources are made. `cold`: the store is read from the disk.
@@ -63,7 +63,6 @@ class Builder:
     locks: tuple[Lock, ...]
     columns: Columns
     first_shard: Index
-    first_document: Index
     seq_len: int
     dtype: np.dtype[Any]
     padding: NDArray[Any] | None
@@ -150,15 +149,7 @@ def make_builder(
 
     `tables`: whether blocks' tables are made.
     """
-    _ = store.all_held_ids  # read once, before threads ask for it
-
-    def open_stream(name: str) -> DomainStream:
-        return supply.layout.open(store, [name])[0]
-
-    streams = supply.streams
-    if not streams:
-        with ThreadPoolExecutor(min(workers, AT_ONCE)) as crew:
-            streams = tuple(crew.map(open_stream, domains))
+    streams = supply.streams or opened(supply, store, domains, workers=workers).streams
     shards = [one.shards for one in streams]
     records = [one.file for name in domains for one in store.domains[name].shards]
     return Builder(
@@ -167,7 +158,6 @@ def make_builder(
         locks=tuple(Lock() for _ in domains),
         columns=open_columns([shard for mine in shards for shard in mine]),
         first_shard=targets(np.array([len(mine) for mine in shards])),
-        first_document=np.concatenate([one.first_document[:-1] for one in streams]),
         seq_len=supply.layout.seq_len,
         dtype=store.dtype,
         padding=_padding(store, supply.layout),
@@ -191,12 +181,14 @@ def _padding(store: Store, layout: Layout) -> NDArray[Any] | None:
 def sources_of(builder: Builder, task: BlockTask) -> BlockRows:
     """Where the rows of a block come from, in the order of the block."""
     numbers = np.empty(len(task.labels), np.int64)
-    parts = []
-    for domain, stream in enumerate(builder.streams):
+    parts, count = [], len(builder.streams)
+    # Blocks begin with different domains, so that threads do not wait for each other's epochs.
+    turn = task.number * count // AT_ONCE
+    for domain in [(turn + i) % count for i in range(count)]:
         place = np.flatnonzero(task.labels == domain)
         if not len(place):
             continue
-        position = int(task.positions[domain])
+        position, stream = int(task.positions[domain]), builder.streams[domain]
         # Streams lay epochs out when they are first asked for: once is enough.
         with builder.locks[domain]:
             number = stream.deck(np.arange(position, position + len(place)))
@@ -205,14 +197,14 @@ def sources_of(builder: Builder, task: BlockTask) -> BlockRows:
             number, place = number[order], place[order]
             spans = stream.spans(number)
         numbers[place] = number
-        shard = stream.locate(spans.document)[0] + builder.first_shard[domain]
-        columns = (spans.epoch, spans.document, spans.start, spans.length, shard)
-        parts.append((place[spans.row], *columns))
-    joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    small = joined[0].astype(np.uint16)  # sorted faster
-    order = np.argsort(small if len(task.labels) <= 1 << 16 else joined[0], kind="stable")
-    row, epoch, document, start, length, shard = (column[order] for column in joined)
-    local = document - builder.first_document[shard]
+        shard, local = stream.locate(spans.document)
+        shard += builder.first_shard[domain]
+        row, rest = place[spans.row], (spans.start, spans.length, shard, local)
+        parts.append((row, spans.epoch, spans.document, *rest))
+    columns = np.empty((len(parts[0]), sum(len(row) for row, *_ in parts)), np.int64)
+    for column, each in zip(columns, zip(*parts, strict=True), strict=True):
+        np.concatenate(each, out=column)  # ten times as fast as a stack of what is joined
+    row, epoch, document, start, length, shard, local = sort_columns(columns, len(task.labels))
     doc_id, begin = builder.columns.doc_ids(shard, local), builder.columns.begins(shard, local)
     spans = Spans(row, epoch, document, start, length)
     return BlockRows(task.first, task.labels, numbers, spans, doc_id, shard, begin + start)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from mixc.build.plan import ALGORITHM, BuildPlan
 from mixc.build.reuse import Reuse
 from mixc.build.schedule import describe
 from mixc.build.site import Site, labels_of, tasks_of
+from mixc.build.supply import opened
 from mixc.engine.ray import Cluster
 from mixc.engine.threads import in_order
 from mixc.errors import MixcError, Place
@@ -89,7 +91,8 @@ def build(
 
 def _make(site: Site) -> dict[str, Any]:
     """Stage every file of the mixture and describe it."""
-    plan, labels = site.plan, labels_of(site.plan)
+    site, labels = _laid_out(site)
+    plan = site.plan
     reuse = reusing.find(site.root, plan, site.store, tasks_of(plan, labels))
     weights = plan.supply.weights
     weights_file = None if weights is None else weights.write(site.tree)
@@ -115,6 +118,21 @@ def _make(site: Site) -> dict[str, Any]:
         | {"formats": formats, "holdout": held, "provenance": staged.provenance}
         | _describe_weights(plan, weights_file)
     )
+
+
+def _laid_out(site: Site) -> tuple[Site, order.Labels]:
+    """The site with the domains' streams laid out, and the order of rows.
+
+    At once: loading the compiled order holds Python's lock, putting documents in order does not.
+    """
+    plan = site.plan
+    if site.cluster is not None:  # who makes blocks lays streams out
+        return site, labels_of(plan)
+    with ThreadPoolExecutor(1) as aside:
+        options = {"workers": site.workers, "rows": plan.counts.rows}
+        supply = aside.submit(opened, plan.supply, site.store, plan.domains, **options)
+        labels = labels_of(plan)
+    return replace(site, plan=replace(plan, supply=supply.result())), labels
 
 
 def _stage(site: Site, labels: order.Labels, reuse: Reuse | None) -> tuple[Path, _Staged]:
@@ -271,7 +289,7 @@ def _gather(
                 line = json.dumps({"block": done.number, "xxh3": done.digest})
                 commit.append_line(site.journal, line.encode())
             whole.update(done.tokens.data)
-            if plan.linked:
+            if plan.linked and plan.read_again:  # else they went past the page cache
                 offset = done.number * plan.block_rows * plan.row_len * plan.spec.dtype.itemsize
                 parts.start_sync(stream, offset, done.tokens.nbytes)
             writer.add(done.table, done.taken, done.digest)

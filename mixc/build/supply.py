@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from mixc.build.counts import capacity
 from mixc.errors import MixcError
 from mixc.rows.packing import Layout
-from mixc.rows.stream import DomainStream
+from mixc.rows.stream import AT_ONCE, DomainStream
 from mixc.rows.weights import DocumentWeights
 from mixc.store.store import Store
 
@@ -84,3 +85,23 @@ def make_supply(
             help="`mixc inspect` shows the ids of documents; they are hashes of the text",
         )
     return supply
+
+
+def opened(
+    supply: Supply, store: Store, domains: Sequence[str], *, workers: int, rows: Index | None = None
+) -> Supply:
+    """The supply with the streams of the domains, those of which rows are taken laid out.
+
+    `rows`, int64[K], says how many; without it none is laid out before it is asked for.
+    """
+    _ = store.all_held_ids  # read once, before threads ask for it
+
+    def open_stream(number: int) -> DomainStream:
+        there = supply.streams
+        found = there[number] if there else supply.layout.open(store, [domains[number]])[0]
+        if rows is not None and rows[number]:
+            found.spans(found.deck(np.zeros(1, np.int64)))
+        return found
+
+    with ThreadPoolExecutor(min(workers, AT_ONCE)) as crew:
+        return replace(supply, streams=tuple(crew.map(open_stream, range(len(domains)))))

@@ -129,8 +129,8 @@ def _laid_out(site: Site) -> tuple[Site, order.Labels]:
     if site.cluster is not None:  # who makes blocks lays streams out
         return site, labels_of(plan)
     with ThreadPoolExecutor(1) as aside:
-        options = {"workers": site.workers, "rows": plan.counts.rows}
-        supply = aside.submit(opened, plan.supply, site.store, plan.domains, **options)
+        known = (plan.supply, site.store, plan.domains)
+        supply = aside.submit(opened, *known, workers=site.workers, rows=plan.counts.rows)
         labels = labels_of(plan)
     return replace(site, plan=replace(plan, supply=supply.result())), labels
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 
+import numba
 import numpy as np
 import torch
 import torch.distributed
@@ -111,17 +112,12 @@ def domain_reduce(
     loss = loss.detach()
     ref_loss = None if ref_loss is None else ref_loss.detach()
     floor = math.floor(clip * LOSS_SCALE + 0.5)
-    outside = (domain < 0) | (domain >= K)
-    if valid is not None:
-        outside &= valid
     if loss.is_cuda:
         from mixc_kernels.domain_reduce_triton import reduce_table
 
-        torch._assert_async(~outside.any())
+        outside = (domain < 0) | (domain >= K)
+        torch._assert_async(~(outside if valid is None else outside & valid).any())
         return DomainStats(*reduce_table(loss, domain, K, ref_loss, floor, valid))
-    if outside.any():
-        found = int(domain[outside][0])
-        raise IndexError(f"domain {found} is out of range: there are {K} domains")
     return DomainStats(*_reduce_table(loss, domain, K, ref_loss, floor, valid))
 
 
@@ -149,37 +145,65 @@ def _reduce_table(
     floor: int,
     valid: Tensor | None,
 ) -> Tensor:
-    """The rows of `DomainStats.table` in torch, int64[7, K]; `floor` is the clip in 2**-24 nats.
+    """The rows of `DomainStats.table`, int64[7, K]; `floor` is the clip in 2**-24 nats."""
+    table = np.zeros((7, K), np.int64)
+    none = np.zeros(0, np.float32)
+    wrong = _reduce(
+        loss.numpy(),
+        domain.numpy(),
+        none if ref_loss is None else ref_loss.numpy(),
+        none.astype(bool) if valid is None else valid.numpy(),
+        floor,
+        table,
+    )
+    if wrong >= 0:
+        raise IndexError(f"domain {int(domain[wrong])} is out of range: there are {K} domains")
+    return torch.from_numpy(table)
 
-    Products with powers of two are exact, and so are squares of float32 in float64.
+
+@numba.njit(cache=True, nogil=True)
+def _reduce(
+    loss: NDArray[np.float32],
+    domain: NDArray[np.integer],
+    reference: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    floor: int,
+    table: NDArray[np.int64],
+) -> int:  # pragma: no cover - compiled
+    """Add tokens to the table; which is the first that names no domain, or -1.
+
+    An empty `reference` is 0, an empty `valid` true. Products with powers of two are exact, and so
+    are squares of float32 in float64.
     """
-    reference = torch.zeros_like(loss) if ref_loss is None else ref_loss
-    known = torch.ones_like(loss, dtype=torch.bool) if valid is None else valid
-    used = known & loss.isfinite() & reference.isfinite()
-    loss64 = torch.where(used, loss, 0).double().clamp(-LARGEST, LARGEST)
-    reference64 = torch.where(used, reference, 0).double().clamp(-LARGEST, LARGEST)
-    units = _nearest(loss64 * LOSS_SCALE)
-    raw = units - _nearest(reference64 * LOSS_SCALE)
-    values = [
-        units,
-        used.long(),
-        _nearest(loss64 * loss64 * SQUARE_SCALE),
-        torch.where(used, raw.clamp(min=floor), 0),
-        raw,
-        (known & ~used).long(),
-        (used & ((loss.abs() > LARGEST) | (reference.abs() > LARGEST))).long(),
-    ]
-    # Tokens that are not valid add 0 to domain 0, whatever domain they name.
-    where = torch.where(known, domain, 0).long()
-    table = torch.zeros(len(values), K, dtype=torch.int64, device=loss.device)
-    for row, value in zip(table, values, strict=True):
-        row.index_add_(0, where, value)
-    return table
+    for i in range(len(loss)):
+        if len(valid) and not valid[i]:
+            continue
+        k = domain[i]
+        if k < 0 or k >= table.shape[1]:
+            return i
+        one, other = np.float64(loss[i]), np.float64(0)
+        if len(reference):
+            other = np.float64(reference[i])
+        if not (np.isfinite(one) and np.isfinite(other)):
+            table[5, k] += 1
+            continue
+        if abs(one) > LARGEST or abs(other) > LARGEST:
+            table[6, k] += 1
+        x, y = min(max(one, -LARGEST), LARGEST), min(max(other, -LARGEST), LARGEST)
+        units = _nearest(x * LOSS_SCALE)
+        raw = units - _nearest(y * LOSS_SCALE)
+        table[0, k] += units
+        table[1, k] += 1
+        table[2, k] += _nearest(x * x * SQUARE_SCALE)
+        table[3, k] += max(raw, floor)
+        table[4, k] += raw
+    return -1
 
 
-def _nearest(x: Tensor) -> Tensor:
-    """The nearest whole number, halves up: with torch, numpy and Triton the same."""
-    return torch.floor(x + 0.5).long()
+@numba.njit(cache=True, nogil=True)
+def _nearest(x: float) -> int:  # pragma: no cover - compiled
+    """The nearest whole number, halves up: as Triton has it."""
+    return int(np.floor(x + 0.5))
 
 
 def domain_reduce_reference(

@@ -1,4 +1,4 @@
-"""Sorting columns by a small key: one pass that counts, one that moves all columns at once."""
+"""Sorting columns by a small key: keys are counted, then all columns moved at once."""
 
 from __future__ import annotations
 

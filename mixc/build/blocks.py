@@ -149,7 +149,7 @@ def make_builder(
 
     `tables`: whether blocks' tables are made.
     """
-    streams = supply.streams or opened(supply, store, domains, workers=workers).streams
+    streams = opened(supply, store, domains, workers=workers).streams
     shards = [one.shards for one in streams]
     records = [one.file for name in domains for one in store.domains[name].shards]
     return Builder(
@@ -182,7 +182,7 @@ def sources_of(builder: Builder, task: BlockTask) -> BlockRows:
     """Where the rows of a block come from, in the order of the block."""
     numbers = np.empty(len(task.labels), np.int64)
     parts, count = [], len(builder.streams)
-    # Blocks begin with different domains, so that threads do not wait for each other's epochs.
+    # Neighbours begin with different domains, so that threads do not wait for each other's epochs.
     turn = task.number * count // AT_ONCE
     for domain in [(turn + i) % count for i in range(count)]:
         place = np.flatnonzero(task.labels == domain)

@@ -126,11 +126,11 @@ def _laid_out(site: Site) -> tuple[Site, order.Labels]:
     At once: loading the compiled order holds Python's lock, putting documents in order does not.
     """
     plan = site.plan
-    if site.cluster is not None:  # who makes blocks lays streams out
+    if site.cluster is not None or site.workers < 2:  # who makes blocks lays streams out
         return site, labels_of(plan)
     with ThreadPoolExecutor(1) as aside:
-        known = (plan.supply, site.store, plan.domains)
-        supply = aside.submit(opened, *known, workers=site.workers, rows=plan.counts.rows)
+        given = (plan.supply, site.store, plan.domains)
+        supply = aside.submit(opened, *given, workers=site.workers, rows=plan.counts.rows)
         labels = labels_of(plan)
     return replace(site, plan=replace(plan, supply=supply.result())), labels
 
@@ -273,7 +273,7 @@ def _gather(
 
     `reused`: digests of blocks taken over; `known`: of those that the journal names.
     """
-    plan, whole = site.plan, xxhash.xxh3_128()
+    plan, whole, windows = site.plan, xxhash.xxh3_128(), _windows(site, stream)
     with (
         progress.task("build mixture", plan.rows, "rows") as bar,
         provenance.RowsWriter(
@@ -284,12 +284,12 @@ def _gather(
             kept=plan.provenance,
         ) as writer,
     ):
-        for done in _blocks(site, stream, labels, {**reused, **known}, decks):
+        for done in _blocks(site, stream, labels, {**reused, **known}, decks, windows):
             if known.get(done.number) != done.digest:
                 line = json.dumps({"block": done.number, "xxh3": done.digest})
                 commit.append_line(site.journal, line.encode())
             whole.update(done.tokens.data)
-            if plan.linked and plan.read_again:  # else they went past the page cache
+            if plan.linked and not windows:
                 offset = done.number * plan.block_rows * plan.row_len * plan.spec.dtype.itemsize
                 parts.start_sync(stream, offset, done.tokens.nbytes)
             writer.add(done.table, done.taken, done.digest)
@@ -304,6 +304,7 @@ def _blocks(
     labels: order.Labels,
     known: Mapping[int, str],
     decks: Decks | None,
+    windows: tuple[parts.Window, ...],
 ) -> Iterator[BlockDone]:
     """Stage every block. `known`: digests of those that are said to be staged."""
     plan, store, workers = site.plan, site.store, site.workers
@@ -314,7 +315,6 @@ def _blocks(
             site.cluster, plan, store, stream, list(tasks), published=published
         )
         return
-    windows = () if published else _windows(plan, stream, workers)
     builder = make_builder(
         *(store, plan.supply, plan.domains, stream),
         workers=workers,
@@ -344,15 +344,16 @@ def _blocks(
     commit.remove(buckets)
 
 
-def _windows(plan: BuildPlan, stream: Path, workers: int) -> tuple[parts.Window, ...]:
+def _windows(site: Site, stream: Path) -> tuple[parts.Window, ...]:
     """What blocks go through past the page cache, where no format is written from the stream.
 
     Of several workers, one thread more than they are waits for the disk.
     """
-    if plan.read_again or not parts.Window.fits(stream):
+    plan, elsewhere = site.plan, site.cluster is not None or stream == site.linked
+    if elsewhere or plan.read_again or not parts.Window.fits(stream):
         return ()
     size = min(plan.block_rows, plan.rows) * plan.row_len * plan.spec.dtype.itemsize
-    threads = workers + (workers > 1)
+    threads = site.workers + (site.workers > 1)
     return tuple(parts.Window(size) for _ in range(threads + 1))
 
 

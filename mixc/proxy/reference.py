@@ -7,7 +7,7 @@ many, so that the losses of one do not depend, to the bit, on which others were 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,7 @@ def cached_losses(
     about = {"algorithm": ALGORITHM, "model": weights_hash(model), "precision": str(precision)}
     key = about | key
     known = _Known(folder, key)
-    ids = [_ids(batches, step) for step in range(batches.known_steps or 0)]
-    _score(model, batches, ids, known, name, precision)
+    ids = _score(model, batches, known, name, precision)
     return lambda step: known.read(ids[step])
 
 
@@ -143,25 +142,23 @@ def _among(names: Index, ids: Index) -> tuple[Index, NDArray[np.bool_]]:
 
 
 def _score(
-    model: Model,
-    batches: Sampler,
-    ids: Sequence[Index],
-    known: _Known,
-    name: str,
-    precision: torch.dtype,
-) -> None:
-    """Score the rows of the batches, those of step t being `ids[t]`, that are not known."""
-    new = dict[int, NDArray[np.int64]]()  # tokens of rows
-    with progress.task(f"score with {name}", len(ids), "batches") as bar:
-        for step, mine in enumerate(ids):
-            if len(missing := known.missing(mine)):
-                new.update(zip(mine[missing].tolist(), batches(step).tokens[missing], strict=True))
-            last = step + 1 == len(ids)
+    model: Model, batches: Sampler, known: _Known, name: str, precision: torch.dtype
+) -> list[Index]:
+    """Score the rows of the batches that are not known; the ids of each step's."""
+    steps, new = batches.known_steps or 0, dict[int, NDArray[np.int64]]()  # tokens of rows
+    found: list[Index] = []
+    with progress.task(f"score with {name}", steps, "batches") as bar:
+        for step in range(steps):
+            found.append(ids := _ids(batches, step))
+            if len(missing := known.missing(ids)):
+                new.update(zip(ids[missing].tolist(), batches(step).tokens[missing], strict=True))
+            last = step + 1 == steps
             for rows in _passes(model, new, whole=not last):
-                found = _losses(model, np.stack([new.pop(row) for row in rows]), precision)
-                known.add(np.array(rows, np.int64), found)
+                losses = _losses(model, np.stack([new.pop(row) for row in rows]), precision)
+                known.add(np.array(rows, np.int64), losses)
             bar.advance(1)
     known.flush()
+    return found
 
 
 def _passes(model: Model, new: Mapping[int, NDArray[np.int64]], *, whole: bool) -> list[list[int]]:

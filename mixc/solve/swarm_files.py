@@ -37,6 +37,7 @@ class SwarmRuns:
 class _Table:
     path: Path
     columns: tuple[str, ...]
+    least: float  # of numbers other than 0, whatever their sign
     rows: dict[str, Real]  # by the run's key, in the file's order
     lines: dict[str, int]
 
@@ -44,12 +45,12 @@ class _Table:
 def read_swarm(ratios: Path, metrics: Path, domains: Sequence[str]) -> SwarmRuns:
     """Read both files; runs come in the order of `ratios`.
 
-    A row of ratios that sums to 1 within 0.02 is scaled to 1. Raises MX041 for a file that is
-    missing; MX034, with file and line, for what is no table of finite numbers, a ratio below 0, a
-    sum that is off, a run that stands twice or in one file alone; MX061 for domains that do not
-    match.
+    A row of ratios that sums to 1 within 0.02 is scaled to 1. A ratio below 1e-100, as draws from a
+    Dirichlet distribution have them, counts as 0. Raises MX041 for a file that is missing; MX034,
+    with file and line, for what is no table of finite numbers, a ratio below 0, a sum that is off,
+    a run that stands twice or in one file alone; MX061 for domains that do not match.
     """
-    mixes, scores = _read(ratios), _read(metrics)
+    mixes, scores = _read(ratios, least=0.0), _read(metrics, least=_LEAST)
     for here, there in ((mixes, scores), (scores, mixes)):
         if missing := [key for key in here.rows if key not in there.rows]:
             message = f"run '{missing[0]}' is not in '{there.path.name}'"
@@ -61,7 +62,7 @@ def read_swarm(ratios: Path, metrics: Path, domains: Sequence[str]) -> SwarmRuns
     return SwarmRuns(found, np.array([scores.rows[key] for key in mixes.rows]), scores.columns)
 
 
-def _read(path: Path) -> _Table:
+def _read(path: Path, *, least: float) -> _Table:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -72,7 +73,7 @@ def _read(path: Path) -> _Table:
     reader = csv.reader(text.splitlines(), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
-        table = _header(path, header)
+        table = _header(path, header, least)
         key = header.index(next(name for name in _KEYS if name in header))
         for row in reader:
             if row:
@@ -85,7 +86,7 @@ def _read(path: Path) -> _Table:
     return table
 
 
-def _header(path: Path, header: list[str]) -> _Table:
+def _header(path: Path, header: list[str], least: float) -> _Table:
     place = Place(str(path), 1)
     if not any(name in header for name in _KEYS):
         hint = "its header must name one of: " + ", ".join(_KEYS)
@@ -96,7 +97,7 @@ def _header(path: Path, header: list[str]) -> _Table:
         what = f"the column '{twice}' stands twice" if twice else "a column has no name"
         message = what if columns else "it has no column of numbers"
         raise MixcError("MX034", message, place=place)
-    return _Table(path, columns, {}, {})
+    return _Table(path, columns, least, {}, {})
 
 
 def _add(table: _Table, header: list[str], key: int, row: list[str], line: int) -> None:
@@ -116,7 +117,7 @@ def _add(table: _Table, header: list[str], key: int, row: list[str], line: int) 
             value = float(field)
         except ValueError:
             value = np.nan
-        if not (value == 0 or _LEAST <= abs(value) <= 1 / _LEAST):
+        if not (value == 0 or table.least <= abs(value) <= 1 / _LEAST):
             message = f"column '{column}': {field!r:.40} is not a number that can be fitted"
             raise MixcError("MX034", message, place=place, help="leave out runs that diverged")
         values.append(value)
@@ -130,7 +131,7 @@ def _mix(table: _Table, key: str) -> Real:
         raise _wrong(table, key, f"column '{column}': a ratio of {mix.min():g} is below 0", None)
     if abs(mix.sum() - 1) > _OFF:
         raise _wrong(table, key, f"the ratios sum to {mix.sum():.6g}, not to 1", None)
-    return np.asarray(mix / mix.sum(), np.float64)
+    return np.asarray(np.where(mix < _LEAST, 0.0, mix) / mix.sum(), np.float64)
 
 
 def _columns(table: _Table, domains: Sequence[str]) -> list[int]:

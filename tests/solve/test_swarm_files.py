@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from mixc.errors import MixcError
+from mixc.solve.swarm import plan_swarm
 from mixc.solve.swarm_files import read_swarm
 
 RATIOS = "index,web,code\n1,0.25,0.75\n2,1.0,0\n3,0.5,0.5\n"
@@ -38,13 +39,33 @@ def test_olmix_columns_prefixes_and_rounded_rows(tmp_path):
     assert runs.names == ("bpb",)
 
 
+def test_shares_of_next_to_nothing_are_none(tmp_path):
+    runs = read(tmp_path, RATIOS.replace("1.0,0", "1.0,5e-209").replace("0.25,0.75", "1e-320,1"))
+    assert runs.ratios.tolist() == [[1, 0], [0, 1], [0.5, 0.5]]
+    code, name, line, message = refused(tmp_path, metrics=METRICS.replace("1e-3", "5e-209"))
+    assert (code, name, line) == ("MX034", "metrics.csv", 4)
+    assert "'5e-209'" in message
+
+
+def test_a_swarm_as_it_is_planned_can_be_read(tmp_path):
+    natural = np.geomspace(1e-6, 1, 8)
+    plan = plan_swarm(natural / natural.sum(), 40, temperature=1.0)
+    assert ((plan > 0) & (plan < 1e-100)).any()
+    names = tuple("abcdefgh")
+    rows = [",".join(map(str, (n, *row))) for n, row in enumerate(plan.tolist())]
+    ratios = "\n".join([",".join(("index", *names)), *rows])
+    metrics = "\n".join(["index,loss", *(f"{n},{n + 1}" for n in range(len(plan)))])
+    runs = read(tmp_path, ratios, metrics, names)
+    assert runs.ratios == pytest.approx(plan, abs=1e-15)
+
+
 @pytest.mark.parametrize(
     ("ratios", "line", "words"),
     [
         (RATIOS.replace("0.25,", "nan,"), 2, "web"),
         (RATIOS.replace("0.25,", "inf,"), 2, "web"),
         (RATIOS.replace("0.25,", "1e200,"), 2, "web"),
-        (RATIOS.replace("0.25,", "1e-200,"), 2, "web"),
+        (RATIOS.replace("0.25,", "-1e-200,"), 2, "below 0"),
         (RATIOS.replace("0.25,", ","), 2, "web"),
         (RATIOS.replace("0.25,", "x,"), 2, "'x'"),
         (RATIOS.replace("1.0,0", "1.2,-0.2"), 3, "below 0"),

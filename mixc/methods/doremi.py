@@ -112,10 +112,8 @@ def solve(problem: Problem, options: Options) -> Solution:
             "proxy_loss": np.concatenate([r.proxy.losses for r in rounds]),
             "reference_loss": np.concatenate([r.reference.losses_per_step for r in rounds]),
         },
-        bits_per_byte={
-            "reference": last.reference.bits_per_byte,
-            "proxy": lab.bits_per_byte(last.proxy.model),
-        },
+        # The proxy is not scored: no model to use, and `excess` says where it is behind.
+        bits_per_byte={"reference": last.reference.bits_per_byte},
         tokens=sum(r.reference.tokens + r.proxy.tokens for r in rounds),
         # A third of the proxy's own is what a forward pass over all its rows costs.
         flops=sum(r.reference.flops + r.proxy.flops * (1 + scored / 3) for r in rounds),

@@ -121,13 +121,12 @@ def measure(
     with commit.reading(store.root):
         turns = [bench.turn(number) for number in range(repeat + 1)][1:]
     rows = [_row(name, [_plain_runs(turn, name) for turn in turns]) for name in methods]
+    seconds = [took for turn in turns for took in turn.plain]
     for row, name in zip(rows, methods, strict=True):
-        alone = sum(turn.solves[name] for turn in turns)
-        pairs = sum(sum(turn.plain) / 2 for turn in turns)
-        row |= {"together": alone / pairs, "operations": bench.operations[name]}
-    second = [turn.plain[1] / turn.plain[0] for turn in turns]
-    rows.append(_row("the second plain run, of the first", second))
-    seconds = [second for turn in turns for second in turn.plain]
+        solves = [turn.solves[name] for turn in turns]
+        row |= {"together": sum(solves) / (sum(seconds) / 2), "operations": bench.operations[name]}
+    pairs = [turn.plain[1] / turn.plain[0] for turn in turns]
+    rows.append(_row("the second plain run, of the first", pairs))
     return {"machine": about, "turns": repeat, "plain_seconds": seconds, "rows": rows}
 
 

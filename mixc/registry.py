@@ -17,7 +17,7 @@ class Entry:
 
     `suffixes` are the file names that a reader takes by default. `source` is a method's paper,
     `forward_passes` its cost: forward passes of the small model for each token of a run, of which
-    a method that has a `run_count` makes several, beside what one that has `scored_tokens` scores;
+    a method that has a `run_count` makes several, beside the operations in its `beside_flops`;
     `reads_mixture` says that its weights depend on the mixture's tokens and cap on epochs. A
     change of what it finds, from the same store and options, raises its `revision`.
     """
@@ -85,13 +85,14 @@ METHODS: dict[str, Entry] = {
         "group DRO on the excess loss of a proxy over a reference",
         source="arXiv:2305.10429",
         forward_passes=6.0,  # 3 to train the reference, 3 the proxy
+        revision=1,
     ),
     "doge": Entry(
         "mixc.methods.doge",
         "domains whose gradients align with the target's",
         source="arXiv:2310.15393",
         forward_passes=3.0,
-        revision=1,
+        revision=2,
     ),
     "odm": Entry(
         "mixc.methods.odm",

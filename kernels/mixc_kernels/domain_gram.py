@@ -46,6 +46,19 @@ class DomainGram:
         return replace(self, products=self.products * np.outer(factors, factors))
 
 
+def gram_flops(
+    domains: int, numbers: int, *, toward: bool, halves: bool = False, precondition: bool = False
+) -> float:
+    """Floating-point operations, at most, of what `DomainGrads` does with K gradients [P].
+
+    Of their products and their mix, that is, not of the backward pass that makes them; `numbers`
+    is P, and the rest says which of its options are used.
+    """
+    products = 6 if toward else 2 * domains  # a sum, products with it, and norms; or of all pairs
+    mix = 2
+    return float(products + mix + 3 * halves + 5 * precondition) * domains * numbers
+
+
 def clip_factors(norms: Floats, max_norm: float) -> Floats:
     """What each gradient is multiplied by: min(1, max_norm / norm), float64[K]."""
     return max_norm / np.maximum(norms, max_norm)

@@ -133,8 +133,23 @@ def solve(problem: Problem, options: Options) -> Solution:
         trajectory={**records, "loss": trained.losses},
         bits_per_byte={"doge": lab.bits_per_byte(trained.model)},
         tokens=trained.tokens,
-        flops=trained.flops,
+        flops=trained.flops + beside_flops(problem, options),
         environment=lab.environment(),
+    )
+
+
+def beside_flops(problem: Problem, options: Options) -> float:
+    """Of the products of gradients and their mix, in all steps, at most."""
+    from mixc_kernels.domain_gram import gram_flops
+
+    official = options.variant == "official"
+    slots = Slots(options, problem.domains, problem.seed).count
+    return problem.lab.options.steps * gram_flops(
+        slots,
+        problem.lab.parameters,
+        toward=not official,
+        halves=not official and options.diagonal == "split",
+        precondition=options.gradient == "adam",
     )
 
 

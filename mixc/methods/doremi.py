@@ -126,13 +126,11 @@ def run_count(problem: Problem, options: Options) -> int:  # noqa: ARG001
     return options.rounds
 
 
-def scored_tokens(problem: Problem, options: Options) -> int:
-    """Tokens that references score in all rounds, at most."""
+def beside_flops(problem: Problem, options: Options) -> float:
+    """Of the references that score, in all rounds, at most."""
     lab, count = problem.lab, len(problem.domains)
-    tokens = lab.options.steps * lab.batch_rows * (lab.options.seq_len - 1)
-    return round(
-        options.rounds * tokens * lab.scored_share(np.full(count, 1 / count), options.scored)
-    )
+    scored = lab.scored_share(np.full(count, 1 / count), options.scored)
+    return options.rounds * scored * lab.run_flops / 3
 
 
 @dataclass(frozen=True)

@@ -89,9 +89,10 @@ def solve(problem: Problem, options: Options) -> Solution:
     )
 
 
-def scored_tokens(problem: Problem, options: Options) -> int:
-    """Tokens that are scored beside the training, about."""
-    return documents.about_tokens(problem.lab, options.most_documents)
+def beside_flops(problem: Problem, options: Options) -> float:
+    """Of the scoring beside the training, about."""
+    lab = problem.lab
+    return lab.forward_flops(documents.about_tokens(lab, options.most_documents))
 
 
 def losses_of(lab: Lab, model: Model, tokens: NDArray[np.int64]) -> NDArray[np.float32]:

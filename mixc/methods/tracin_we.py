@@ -148,26 +148,27 @@ def solve(problem: Problem, options: Options) -> Solution:
         solution,
         bits_per_byte={"tracin_we": lab.bits_per_byte(trained.model)},
         tokens=trained.tokens,
-        flops=trained.flops + lab.forward_flops(_passes(problem, options, seen)),
+        flops=trained.flops + _measuring_flops(problem, options, seen),
         environment=lab.environment(),
     )
 
 
-def scored_tokens(problem: Problem, options: Options) -> int:
-    """Forward passes beside the training, in tokens, about."""
+def beside_flops(problem: Problem, options: Options) -> float:
+    """Of the measurements beside the training, about."""
     some = options.weights == "documents"
     chosen = documents.about_tokens(problem.lab, options.most_documents) if some else 0
-    return _passes(problem, options, chosen)
+    return _measuring_flops(problem, options, chosen)
 
 
-def _passes(problem: Problem, options: Options, chosen: int) -> int:
-    """Forward passes of all measurements, in tokens: of batches, and of documents of so many.
+def _measuring_flops(problem: Problem, options: Options, chosen: int) -> float:
+    """Of all measurements: of batches, and of documents of so many tokens.
 
-    Each measurement is a forward and a backward pass.
+    Each is a forward and a backward pass.
     """
     lab = problem.lab
     seen = options.batches * lab.batch_rows * (lab.options.seq_len - 1) + chosen
-    return 3 * seen * min(options.checkpoints, lab.options.steps) * len(options.layers)
+    times = min(options.checkpoints, lab.options.steps) * len(options.layers)
+    return 3 * times * lab.forward_flops(seen)
 
 
 def checkpoint_steps(steps: int, checkpoints: int) -> Index:

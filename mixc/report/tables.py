@@ -128,6 +128,8 @@ def weights(path: str, manifest: Mapping[str, Any]) -> None:
         print(f"the weights are those of {manifest['answer']}, as solve.check.on_tie asks")
     for doubt in manifest["doubts"]:
         print(f"doubt: {doubt}")
+    if manifest["cost"]["flops"]:
+        print(f"cost: {_solve_cost(manifest['cost'])}")
 
 
 def league(found: Mapping[str, Any]) -> None:
@@ -158,6 +160,11 @@ def league(found: Mapping[str, Any]) -> None:
         for domain in domains
     ]
     table("bits per byte", ("domain", *mixes), cells)
+
+
+def _solve_cost(cost: Mapping[str, Any]) -> str:
+    solve = f"{cost['plain_runs']:.3g} plain runs of the small model, {cost['flops']:.2g} FLOPs"
+    return f"{solve}; the check {cost['check']['flops']:.2g}" if "check" in cost else solve
 
 
 def _cost(flops: float | None) -> str:

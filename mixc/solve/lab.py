@@ -20,7 +20,7 @@ from mixc import progress
 from mixc.build.counts import row_counts
 from mixc.errors import MixcError
 from mixc.proxy.names import Name, names_of, order_of
-from mixc.proxy.presets import PRESETS, compact_vocab, flops_per_token
+from mixc.proxy.presets import PRESETS, compact_vocab, flops_per_token, parameters
 from mixc.proxy.repetition import matched_rows
 from mixc.recipe import Proxy
 from mixc.rows.stream import DomainStream
@@ -383,6 +383,11 @@ class Lab:
         """Floating-point operations of a plain run: forward and backward over all its tokens."""
         tokens = self.options.steps * self.batch_rows * (self.options.seq_len - 1)
         return 3 * self.forward_flops(tokens)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that a model is made of."""
+        return parameters(PRESETS[self.options.preset], self.vocab_size)
 
     def forward_flops(self, tokens: int) -> float:
         """Floating-point operations of a forward pass over so many tokens."""

@@ -185,8 +185,8 @@ def estimate(recipe: Recipe, store: Store) -> dict[str, Any]:
     forward = flops_per_token(PRESETS[proxy.preset], problem.lab.vocab_size, proxy.seq_len - 1)
     passes = method.forward_passes
     flops = passes * forward * tokens
-    if (scored := getattr(method.load(), "scored_tokens", None)) is not None:
-        flops += recipe.solve.seeds * forward * scored(problem, recipe.solve.options)
+    if (beside := getattr(method.load(), "beside_flops", None)) is not None:
+        flops += recipe.solve.seeds * beside(problem, recipe.solve.options)
     return {
         "method": recipe.solve.method,
         "proxy_tokens": tokens if passes else 0,

@@ -37,7 +37,6 @@ class SwarmRuns:
 class _Table:
     path: Path
     columns: tuple[str, ...]
-    least: float  # of numbers other than 0, whatever their sign
     rows: dict[str, Real]  # by the run's key, in the file's order
     lines: dict[str, int]
 
@@ -50,19 +49,24 @@ def read_swarm(ratios: Path, metrics: Path, domains: Sequence[str]) -> SwarmRuns
     with file and line, for what is no table of finite numbers, a ratio below 0, a sum that is off,
     a run that stands twice or in one file alone; MX061 for domains that do not match.
     """
-    mixes, scores = _read(ratios, least=0.0), _read(metrics, least=_LEAST)
+    mixes, scores = _read(ratios), _read(metrics)
     for here, there in ((mixes, scores), (scores, mixes)):
         if missing := [key for key in here.rows if key not in there.rows]:
             message = f"run '{missing[0]}' is not in '{there.path.name}'"
             if len(missing) > 1:
                 message += f", nor are {len(missing) - 1} more"
             raise _wrong(here, missing[0], message, "the files must hold the same runs")
+    for key, values in scores.rows.items():
+        tiny = (values != 0) & (np.abs(values) < _LEAST)
+        if tiny.any():
+            column, value = scores.columns[int(tiny.argmax())], values[tiny][0]
+            raise _wrong(scores, key, f"column '{column}': '{value:g}' cannot be fitted", None)
     columns = _columns(mixes, domains)
     found = np.array([_mix(mixes, key) for key in mixes.rows])[:, columns]
     return SwarmRuns(found, np.array([scores.rows[key] for key in mixes.rows]), scores.columns)
 
 
-def _read(path: Path, *, least: float) -> _Table:
+def _read(path: Path) -> _Table:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -73,7 +77,7 @@ def _read(path: Path, *, least: float) -> _Table:
     reader = csv.reader(text.splitlines(), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
-        table = _header(path, header, least)
+        table = _header(path, header)
         key = header.index(next(name for name in _KEYS if name in header))
         for row in reader:
             if row:
@@ -86,7 +90,7 @@ def _read(path: Path, *, least: float) -> _Table:
     return table
 
 
-def _header(path: Path, header: list[str], least: float) -> _Table:
+def _header(path: Path, header: list[str]) -> _Table:
     place = Place(str(path), 1)
     if not any(name in header for name in _KEYS):
         hint = "its header must name one of: " + ", ".join(_KEYS)
@@ -97,7 +101,7 @@ def _header(path: Path, header: list[str], least: float) -> _Table:
         what = f"the column '{twice}' stands twice" if twice else "a column has no name"
         message = what if columns else "it has no column of numbers"
         raise MixcError("MX034", message, place=place)
-    return _Table(path, columns, least, {}, {})
+    return _Table(path, columns, {}, {})
 
 
 def _add(table: _Table, header: list[str], key: int, row: list[str], line: int) -> None:
@@ -117,7 +121,7 @@ def _add(table: _Table, header: list[str], key: int, row: list[str], line: int) 
             value = float(field)
         except ValueError:
             value = np.nan
-        if not (value == 0 or table.least <= abs(value) <= 1 / _LEAST):
+        if not abs(value) <= 1 / _LEAST:
             message = f"column '{column}': {field!r:.40} is not a number that can be fitted"
             raise MixcError("MX034", message, place=place, help="leave out runs that diverged")
         values.append(value)

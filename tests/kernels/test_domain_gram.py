@@ -5,8 +5,16 @@ from gram_models import DOMAINS, Decoder, batch, gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixc_kernels.domain_grads import DomainGrads, domain_grads_reference
-from mixc_kernels.domain_gram import DomainGram, clip_factors, split_halves, unbiased_squares
+from mixc_kernels.domain_gram import (
+    DomainGram,
+    clip_factors,
+    gram_flops,
+    split_halves,
+    unbiased_squares,
+)
 from mixc_kernels.room import Buffers
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def gram_of(grads, tokens):
@@ -145,3 +153,42 @@ def test_the_product_of_halves_is_unbiased():
     truth = np.square(mean).sum()
     assert np.mean(across) == pytest.approx(truth, abs=0.05)
     assert np.mean(plain) == pytest.approx(truth + 2 / rows, abs=0.05)
+
+
+class Operations(TorchDispatchMode):
+    """Counts floating-point operations, but for the products that make gradients (baddbmm)."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in {"mm", "bmm"}:
+            self.count += 2 * args[0].numel() * args[1].shape[-1]
+        elif name == "linalg_vector_norm":
+            self.count += 2 * args[0].numel()
+        elif name in {"add", "mul", "mul_", "sum"}:
+            self.count += args[0].numel()
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("domains", [3, 8])
+@pytest.mark.parametrize("toward", [False, True])
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("precondition", [False, True])
+def test_operations_are_those_that_torch_makes(domains, toward, halves, precondition):
+    model = nn.Linear(200, 200, bias=False)
+    domain, numbers = torch.arange(2 * domains) // 2, model.weight.numel()
+    with DomainGrads(
+        model,
+        domain,
+        domains,
+        toward=np.ones(domains) if toward else None,
+        halves=halves,
+        precondition={model.weight: torch.rand(200, 200)} if precondition else None,
+    ) as grads:
+        losses = model(torch.randn(2 * domains, 1, 200)).square().mean(-1)
+    with Operations() as made:
+        grads.backward(losses, np.ones(domains))
+    told = gram_flops(domains, numbers, toward=toward, halves=halves, precondition=precondition)
+    room = 5 * domains * numbers if precondition else 0
+    assert 0.99 * made.count <= told <= made.count + room

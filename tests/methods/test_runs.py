@@ -103,13 +103,15 @@ def test_the_answer_and_a_run_that_is_killed_comes_to_the_same(
 @pytest.mark.parametrize(
     ("name", "options", "error"),
     [
+        ("doge", {}, 1e-6),
+        ("doge", {"variant": "official", "gradient": "adam"}, 1e-6),
         ("ir_dro", {}, 1e-6),
         ("ir_dro", {"most_documents": 9}, 0.1),
         ("tracin_we", {"checkpoints": 2, "layers": ["middle", "all"]}, 1e-6),
         ("tracin_we", {"checkpoints": 9, "weights": "documents"}, 1e-6),
     ],
 )
-def test_what_is_scored_beside_the_training_is_foreseen(store, name, options, error):
+def test_what_is_computed_beside_the_training_is_foreseen(store, name, options, error):
     path, opened = store
     foreseen = estimate(recipe_of(path, name, options), opened)
     assert foreseen["flops"] == pytest.approx(solved(path, opened, name, options).flops, rel=error)

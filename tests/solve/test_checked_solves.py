@@ -6,6 +6,7 @@ from build_helpers import random_corpus, write_corpus
 from mixc import pipeline
 from mixc.errors import MixcError
 from mixc.recipe import load
+from mixc.report import tables
 from mixc.solve.stage import estimate, fresh
 from mixc.solve.trainer import Trainer
 from mixc.tokenize.stage import tokenize
@@ -50,9 +51,17 @@ def test_costs_are_told_apart(path, solved):
     assert cost["plain_runs"] == pytest.approx(2 + 1 / 4 / 3)
     assert cost["check"]["tokens"] == 4 * 2 * run
     whole = ["solve.doremi.scored=1", "solve.check=false"]
-    assert pipeline.solve_weights(load(path, whole)).manifest["cost"]["plain_runs"] == (
-        pytest.approx(7 / 3)
-    )
+    alone = pipeline.solve_weights(load(path, whole)).manifest
+    assert alone["cost"]["plain_runs"] == pytest.approx(7 / 3)
+
+
+def test_people_are_told_what_it_cost(path, solved, capsys):
+    free = pipeline.solve_weights(load(path, ["solve.method=natural"])).manifest
+    for manifest, said in [(solved, "cost: 2.08 plain runs of the small model"), (free, None)]:
+        tables.weights("weights.json", manifest)
+        shown = [line for line in capsys.readouterr().out.splitlines() if "cost:" in line]
+        assert [line.partition(",")[0] for line in shown] == ([said] if said else [])
+        assert not said or f"; the check {manifest['cost']['check']['flops']:.2g}" in shown[0]
 
 
 @pytest.mark.parametrize(("method", "seed"), [("doremi", 21), ("ir_dro", 22)])

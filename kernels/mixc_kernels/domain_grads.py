@@ -53,8 +53,9 @@ class DomainGrads:
 
     Memory: `block_bytes` for K gradients of some rows of a parameter (4 MiB, or of a GPU's memory a
     128th), and `keep_bytes` at most for K gradients of all of them where weights come late (1 GiB,
-    or an eighth); in `buffers` for the next pass, if they are given. What came back to one use of a
-    parameter is held until its last (of a tied head: the gradient of the logits).
+    or an eighth); in `buffers` for the next pass, if they are given; and all logits, where they are
+    few (`few_logits`). What came back to one use of a parameter is held until its last (of a tied
+    head: the gradient of the logits).
     """
 
     def __init__(

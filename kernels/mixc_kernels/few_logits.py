@@ -1,7 +1,7 @@
 """Losses of a linear head whose logits are few: their exponentials are held, and used again.
 
-Where all logits [N, V] fit the memory that a block of them takes elsewhere, going backwards need
-not make them again, and the gradient by them serves what was read and the head's weight alike.
+Where all logits [N, V] take little memory, going backwards need not make them again, and the
+gradient by them serves what was read and the head's weight alike.
 """
 
 from __future__ import annotations
@@ -24,8 +24,13 @@ from mixc_kernels.linear_ce_torch import (
     losses_of,
     read_targets,
     scale_of,
-    tile_bytes,
 )
+from mixc_kernels.room import room
+
+
+def few_bytes(device: torch.device) -> int:
+    """What logits may take to be held: on a CPU making them again costs a tenth of a step."""
+    return room(device, 256 << 20, 512)
 
 
 class FewLogits(torch.autograd.Function):
@@ -38,7 +43,7 @@ class FewLogits(torch.autograd.Function):
     def fits(x: Tensor, weight: Tensor, terms: Terms, budget: int) -> bool:
         """Whether it may be used: without half types, or a soft cap, whose slope is not held."""
         bytes_ = len(x) * len(weight) * x.element_size()
-        few = bytes_ <= min(budget, tile_bytes(x.device))
+        few = bytes_ <= min(budget, few_bytes(x.device))
         return few and not terms.softcap and x.dtype == weight.dtype == exact(x.dtype)
 
     @staticmethod

@@ -114,7 +114,7 @@ def solve(problem: Problem, options: Options) -> Solution:
     train_options = lab.train_options()
     records = new_records(train_options.steps, count)
     who = roles_of(problem.domains, options)
-    slots = Slots(options, tuple(str(lab.names[name]) for name in problem.domains), problem.seed)
+    slots = slots_of(problem, options)
     rate = partial(rate_at, options=train_options)
     weigh = mirror_descent(options, who, records, rate, peak_rate(train_options))
     batches = lab.batches(np.full(count, 1 / count))
@@ -142,11 +142,10 @@ def beside_flops(problem: Problem, options: Options) -> float:
     """Of the products of gradients and their mix, in all steps, at most."""
     from mixc_kernels.domain_gram import gram_flops
 
-    official = options.variant == "official"
-    slots = Slots(options, problem.domains, problem.seed).count
-    return problem.lab.options.steps * gram_flops(
-        slots,
-        problem.lab.parameters,
+    lab, official = problem.lab, options.variant == "official"
+    return lab.options.steps * gram_flops(
+        slots_of(problem, options).count,
+        lab.parameters,
         toward=not official,
         halves=not official and options.diagonal == "split",
         precondition=options.gradient == "adam",
@@ -207,6 +206,12 @@ class Slots:
             rows = np.flatnonzero(domain == k)[1:]
             lot[rows] = Stream(self.seed, "doge", name, step).uniforms(len(rows))
         return lot
+
+
+def slots_of(problem: Problem, options: Options) -> Slots:
+    """The gradients that a step of the problem tells apart."""
+    names = tuple(str(problem.lab.names[name]) for name in problem.domains)
+    return Slots(options, names, problem.seed)
 
 
 def aligned(options: Options, slots: Slots, who: Roles, weigh: Weigh) -> Backward:

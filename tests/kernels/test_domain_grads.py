@@ -66,7 +66,7 @@ TERMS = {"z_loss": 0.1, "label_smoothing": 0.2, "ignore_index": 3}
 def test_a_head_whose_logits_nobody_keeps(tied, few, block_bytes, terms, monkeypatch):
     """Or, if there are few of them, which are kept."""
     if not few:
-        monkeypatch.setattr(few_logits, "tile_bytes", lambda _: 0)
+        monkeypatch.setattr(few_logits, "few_bytes", lambda _: 0)
     tokens, domain = batch(9)
     tokens = tokens % terms.get("n_vocab", VOCAB)
     model = decoder(tied, "layer", False, {"mode": "naive", **terms})
@@ -111,7 +111,7 @@ def test_under_autocast_products_and_mixes_stay_float32(tied, max_norm, keep_byt
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 20])
 def test_products_of_half_precision_as_on_a_gpu(tied, keep_bytes, monkeypatch):
     model, (tokens, domain) = Decoder(tied, "rms", False, {"n_vocab": VOCAB}), batch(9)
-    monkeypatch.setattr(few_logits, "tile_bytes", lambda _: 0)  # the head's products, too
+    monkeypatch.setattr(few_logits, "few_bytes", lambda _: 0)  # the head's products, too
     weights = lambda gram: WEIGHTS  # noqa: E731
     found = []
     for half in (False, True):

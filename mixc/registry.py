@@ -16,10 +16,11 @@ class Entry:
     """One entry of a rack.
 
     `suffixes` are the file names that a reader takes by default. `source` is a method's paper,
-    `forward_passes` its cost: forward passes of the small model for each token of a run, of which
-    a method that has a `run_count` makes several, beside the operations in its `beside_flops`;
-    `reads_mixture` says that its weights depend on the mixture's tokens and cap on epochs. A
-    change of what it finds, from the same store and options, raises its `revision`.
+    `forward_passes` its cost: forward passes of the small model for each token of a run, of which a
+    method with a `run_count` makes several, beside the floating-point operations that one with
+    `beside_flops` says; `reads_mixture` says that its weights depend on the mixture's tokens and
+    cap on epochs. A change of what it finds, from the same store and options, raises its
+    `revision`.
     """
 
     module: str

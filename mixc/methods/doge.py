@@ -139,7 +139,7 @@ def solve(problem: Problem, options: Options) -> Solution:
 
 
 def beside_flops(problem: Problem, options: Options) -> float:
-    """Of the products of gradients and their mix, in all steps, at most."""
+    """Operations of the products of gradients and of their mix, in all steps, at most."""
     from mixc_kernels.domain_gram import gram_flops
 
     lab, official = problem.lab, options.variant == "official"

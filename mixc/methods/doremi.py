@@ -127,7 +127,7 @@ def run_count(problem: Problem, options: Options) -> int:  # noqa: ARG001
 
 
 def beside_flops(problem: Problem, options: Options) -> float:
-    """Of the references that score, in all rounds, at most."""
+    """Operations of the references that score, in all rounds, at most."""
     lab, count = problem.lab, len(problem.domains)
     scored = lab.scored_share(np.full(count, 1 / count), options.scored)
     return options.rounds * scored * lab.run_flops / 3

@@ -90,7 +90,7 @@ def solve(problem: Problem, options: Options) -> Solution:
 
 
 def beside_flops(problem: Problem, options: Options) -> float:
-    """Of the scoring beside the training, about."""
+    """Operations of the scoring beside the training, about."""
     lab = problem.lab
     return lab.forward_flops(documents.about_tokens(lab, options.most_documents))
 

@@ -154,14 +154,14 @@ def solve(problem: Problem, options: Options) -> Solution:
 
 
 def beside_flops(problem: Problem, options: Options) -> float:
-    """Of the measurements beside the training, about."""
+    """Operations of the measurements beside the training, about."""
     some = options.weights == "documents"
     chosen = documents.about_tokens(problem.lab, options.most_documents) if some else 0
     return _measuring_flops(problem, options, chosen)
 
 
 def _measuring_flops(problem: Problem, options: Options, chosen: int) -> float:
-    """Of all measurements: of batches, and of documents of so many tokens.
+    """Operations of all measurements: of batches, and of documents of so many tokens.
 
     Each is a forward and a backward pass.
     """

@@ -112,7 +112,7 @@ METHODS: dict[str, Entry] = {
         "influence on the target through word embeddings",
         source="arXiv:2202.11844",
         forward_passes=3.0,
-        revision=1,
+        revision=2,
     ),
     "mixing_law": Entry(
         "mixc.methods.mixing_law",

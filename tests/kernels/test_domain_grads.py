@@ -85,6 +85,8 @@ def test_few_logits_are_within_the_budget():
     assert not FewLogits.fits(x, weight, terms, 8 * 32 * 4 - 1)
     assert not FewLogits.fits(x, weight, Terms(32, softcap=1.0), 1 << 20)
     assert not FewLogits.fits(x.bfloat16(), weight, terms, 1 << 20)
+    for rows, few in ((1 << 16, True), ((1 << 16) + 1, False)):  # 256 MiB, whatever the budget
+        assert few == FewLogits.fits(torch.zeros(rows, 1), torch.zeros(1024, 1), terms, 1 << 40)
 
 
 @pytest.mark.parametrize("tied", [False, True])
